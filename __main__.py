@@ -1,0 +1,7 @@
+"""`python -m wristaugment` is the same as the `wristaugment` command."""
+
+import sys
+
+from .jobs.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Networks, losses and camera geometry: tensors in, tensors out. Knows no dataset."""

@@ -1,0 +1,79 @@
+"""Weights on disk: safetensors with their configuration in the header, checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class WeightsError(ValueError):
+    """A weights file that is missing, damaged or of another network; the text says what to do."""
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_weights(
+    path: Path, network: nn.Module, config: dict, *, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write a network's state and its configuration; floats are stored as `dtype`."""
+    state = {
+        name: value.detach().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path, metadata={"config": json.dumps(config, sort_keys=True)})
+
+
+def read_config(path: Path) -> dict:
+    """The configuration in a weights file's header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{path}: no such weights file; name a folder that has it with --weights, or make it "
+            "with `wristaugment train`"
+        ) from None
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({error}); fetch or train it again"
+        ) from None
+    if "config" not in metadata:
+        raise WeightsError(
+            f"{path}: has no configuration in its header; it was not written by `wristaugment train`"
+        )
+    return json.loads(metadata["config"])
+
+
+def load_weights(path: Path, network: nn.Module) -> None:
+    """Load strictly: every key and shape must be the network's, or WeightsError lists what is not."""
+    state: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():
+            state[name] = file.get_tensor(name)
+    own = network.state_dict()
+    wrong = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": sorted(
+            k for k in own.keys() & state.keys() if own[k].shape != state[k].shape
+        ),
+    }
+    wrong = {what: names for what, names in wrong.items() if names}
+    if wrong:
+        listed = "; ".join(
+            f"{what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if names[5:] else "")
+            for what, names in wrong.items()
+        )
+        raise WeightsError(f"{path}: not the weights of this network ({listed})")
+    network.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})

@@ -1,0 +1,166 @@
+"""Dense prediction heads (Ranftl et al. 2021) as VGGT builds them: depth or points, with confidence."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .aggregator import PATCH
+
+
+def uv_embedding(height: int, width: int, channels: int, aspect: float) -> Tensor:
+    """[channels, H, W] sines and cosines of a pixel grid whose half diagonal is 1."""
+    diagonal = (aspect**2 + 1) ** 0.5
+    span_x, span_y = aspect / diagonal, 1 / diagonal
+    x = torch.linspace(-span_x * (width - 1) / width, span_x * (width - 1) / width, width)
+    y = torch.linspace(-span_y * (height - 1) / height, span_y * (height - 1) / height, height)
+    quarter = channels // 4
+    frequency = 100.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+
+    def waves(values: Tensor) -> Tensor:
+        angle = values.double()[:, None] * frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
+
+    ex = waves(x)[None].expand(height, -1, -1)
+    ey = waves(y)[:, None].expand(-1, width, -1)
+    return torch.cat([ex, ey], dim=-1).permute(2, 0, 1)
+
+
+class ResidualUnit(nn.Module):
+    """Two convolutions; the shortcut carries the rectified input, as in the public weights."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.conv2 = nn.Conv2d(features, features, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        return self.conv2(F.relu(self.conv1(x))) + x
+
+
+class Fusion(nn.Module):
+    """Add a finer map to a coarser one and resize the sum."""
+
+    def __init__(self, features: int, *, deepest: bool = False):
+        super().__init__()
+        self.out_conv = nn.Conv2d(features, features, 1)
+        if not deepest:
+            self.resConfUnit1 = ResidualUnit(features)
+        self.resConfUnit2 = ResidualUnit(features)
+
+    def forward(self, x: Tensor, finer: Tensor | None, size: tuple[int, int]) -> Tensor:
+        if finer is not None:
+            x = x + self.resConfUnit1(finer)
+        x = self.resConfUnit2(x)
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+        return self.out_conv(x)
+
+
+class Scratch(nn.Module):
+    """The convolutions behind the projections, grouped as the public keys group them."""
+
+    def __init__(self, widths: tuple[int, ...], features: int, outputs: int | None):
+        super().__init__()
+        for i, width in enumerate(widths, start=1):
+            setattr(self, f"layer{i}_rn", nn.Conv2d(width, features, 3, padding=1, bias=False))
+            setattr(self, f"refinenet{i}", Fusion(features, deepest=i == len(widths)))
+        if outputs is None:
+            self.output_conv1 = nn.Conv2d(features, features, 3, padding=1)
+        else:
+            self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
+            self.output_conv2 = nn.Sequential(
+                nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, outputs, 1)
+            )
+
+
+class DPTHead(nn.Module):
+    """Four layers of tokens -> a map at the image's size.
+
+    Args:
+        dim: channels of the tokens (2C). layers: which four of the aggregator's layers are read.
+        outputs: channels of the last convolution (value and confidence), or None for features.
+        features, widths: sizes of the convolutions. down: output size is the image's over this.
+        uv: add the pixel grid's embedding (the track head's features go without).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        layers: tuple[int, ...],
+        *,
+        outputs: int | None,
+        features: int = 256,
+        widths: tuple[int, ...] = (256, 512, 1024, 1024),
+        down: int = 1,
+        uv: bool = True,
+    ):
+        super().__init__()
+        self.layers, self.down, self.uv = tuple(layers), down, uv
+        self.norm = nn.LayerNorm(dim)
+        self.projects = nn.ModuleList(nn.Conv2d(dim, width, 1) for width in widths)
+        self.resize_layers = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(widths[0], widths[0], 4, 4),
+                nn.ConvTranspose2d(widths[1], widths[1], 2, 2),
+                nn.Identity(),
+                nn.Conv2d(widths[3], widths[3], 3, stride=2, padding=1),
+            ]
+        )
+        self.scratch = Scratch(widths, features, outputs)
+
+    def _with_uv(self, x: Tensor, aspect: float) -> Tensor:
+        if not self.uv:
+            return x
+        return x + 0.1 * uv_embedding(x.shape[-2], x.shape[-1], x.shape[1], aspect).to(x)
+
+    def features(self, tokens: dict[int, Tensor], size: tuple[int, int], special: int) -> Tensor:
+        """{layer: [B, S, P, dim]} -> [B * S, features or features / 2, H / down, W / down]."""
+        rows, columns = size[0] // PATCH, size[1] // PATCH
+        aspect = size[1] / size[0]
+        maps = []
+        for layer, project, resize in zip(
+            self.layers, self.projects, self.resize_layers, strict=True
+        ):
+            x = self.norm(tokens[layer][:, :, special:].flatten(0, 1))
+            x = x.transpose(1, 2).unflatten(2, (rows, columns))
+            maps.append(resize(self._with_uv(project(x), aspect)))
+        s = self.scratch
+        maps = [getattr(s, f"layer{i}_rn")(x) for i, x in enumerate(maps, start=1)]
+
+        def shape(x: Tensor) -> tuple[int, int]:
+            return x.shape[-2], x.shape[-1]
+
+        x = s.refinenet4(maps[3], None, shape(maps[2]))
+        x = s.refinenet3(x, maps[2], shape(maps[1]))
+        x = s.refinenet2(x, maps[1], shape(maps[0]))
+        double = (2 * maps[0].shape[-2], 2 * maps[0].shape[-1])
+        x = s.output_conv1(s.refinenet1(x, maps[0], double))
+        target = (rows * PATCH // self.down, columns * PATCH // self.down)
+        x = F.interpolate(x, size=target, mode="bilinear", align_corners=True)
+        return self._with_uv(x, aspect)
+
+    def forward(self, tokens: dict[int, Tensor], size: tuple[int, int], special: int) -> Tensor:
+        """Raw values [B, S, H / down, W / down, outputs]; activations are the caller's."""
+        x = self.scratch.output_conv2(self.features(tokens, size, special))
+        S = next(iter(tokens.values())).shape[1]
+        return x.permute(0, 2, 3, 1).unflatten(0, (-1, S))
+
+
+def depth_activation(raw: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Raw [..., 2] -> depth exp(x) [...] and confidence 1 + exp(c) [...].
+
+    With `prior` [...], a depth in metres that calibration gives (the table plane's), the network's
+    value is the logarithm of the ratio to it.
+    """
+    depth = torch.exp(raw[..., 0].float())
+    if prior is not None:
+        depth = depth * prior
+    return depth, 1 + torch.exp(raw[..., 1].float().clamp_max(10))
+
+
+def point_activation(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Raw [..., 4] -> points sign(x) expm1|x| [..., 3] and confidence 1 + exp(c) [...]."""
+    x = raw[..., :3].float()
+    return torch.sign(x) * torch.expm1(x.abs()), 1 + torch.exp(raw[..., 3].float())

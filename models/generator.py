@@ -1,0 +1,190 @@
+"""The wrist-view video DiT: diffusers' Wan transformer with its input widened by the condition map."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor, nn
+
+from .conditioning import AnchorEncoder, ByteTextEncoder, ContextBuilder
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Sizes of a generator that works on lossless space-to-depth latents.
+
+    Attributes:
+        layers, heads, head_dim, ffn_dim: of the transformer. text_dim: width of its context.
+        block: pixels a side that one latent holds. text_length: bytes of text.
+        frames: longest clip; views: most anchor views. detail: channels of the full-size convolutions.
+    """
+
+    layers: int = 6
+    heads: int = 4
+    head_dim: int = 64
+    ffn_dim: int = 768
+    text_dim: int = 128
+    block: int = 4
+    text_length: int = 64
+    frames: int = 16
+    views: int = 4
+    detail: int = 24
+
+    def to_dict(self) -> dict:
+        """Plain values, for a weights file's header."""
+        return asdict(self)
+
+
+@dataclass
+class Condition:
+    """What the generator is given about a clip.
+
+    Attributes:
+        filled: [B, T, 3, H, W] in [-1, 1], the condition map with its holes filled.
+        covered: [B, T, 1, H, W] 1 where the map saw something. nearness: [B, T, 1, H, W] in [0, 1].
+        anchors: [B, T, V, 3, h, w] in [0, 1]. text: [B, L] bytes of `ByteTextEncoder.tokenize`.
+    """
+
+    filled: Tensor
+    covered: Tensor
+    nearness: Tensor
+    anchors: Tensor
+    text: Tensor
+
+
+class WristGenerator(nn.Module):
+    """Predicts the clean wrist clip from a noisy one, the condition map, anchor views and text.
+
+    The network's output is a residual over the filled condition map, zero before training: an
+    untrained generator returns the map.
+    """
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.config = c = config
+        pixels = c.block**2
+        self.dit = WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=c.heads,
+            attention_head_dim=c.head_dim,
+            in_channels=pixels * (3 + 3 + 1 + 1),
+            out_channels=pixels * 3,
+            text_dim=c.text_dim,
+            freq_dim=128,
+            ffn_dim=c.ffn_dim,
+            num_layers=c.layers,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            rope_max_seq_len=256,
+        )
+        self.text = ByteTextEncoder(c.text_dim, c.text_length)
+        self.anchor = AnchorEncoder(256)
+        self.context = ContextBuilder(256, c.text_dim, frames=c.frames, views=c.views)
+        # At full resolution, so that the transformer's patches leave no checkerboard.
+        self.detail = nn.Sequential(
+            nn.Conv2d(8, c.detail, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(c.detail, c.detail, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(c.detail, 3, 3, padding=1),
+        )
+        nn.init.zeros_(self.dit.proj_out.weight)
+        nn.init.zeros_(self.dit.proj_out.bias)
+        nn.init.zeros_(self.detail[-1].weight)
+        nn.init.zeros_(self.detail[-1].bias)
+
+    def check_size(self, frames: int, height: int, width: int) -> None:
+        """Raise ValueError for a clip that the network would crop in silence or cannot place."""
+        step = 2 * self.config.block
+        if height % step or width % step:
+            raise ValueError(f"the generator makes sizes that are multiples of {step}; "
+                             f"found {height}x{width}")  # fmt: skip
+        if frames > self.config.frames:
+            raise ValueError(f"clips have {self.config.frames} frames at most; found {frames}")
+
+    def encode_context(
+        self, condition: Condition, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Context tokens with anchors and text, and the negative ones (no anchors, no text).
+
+        Args:
+            keep: [B] bool; where False the conditional context is blanked too (training for CFG).
+        """
+        B, T, V = condition.anchors.shape[:3]
+        features = self.anchor(condition.anchors.flatten(0, 2)).unflatten(0, (B, T, V))
+        text = self.text(condition.text)
+        positive = self.context(features, text)
+        if keep is not None:
+            positive = positive * keep[:, None, None].to(positive.dtype)
+        return positive, torch.zeros_like(positive)
+
+    def forward(
+        self, noisy: Tensor, sigma: Tensor, condition: Condition, context: Tensor
+    ) -> Tensor:
+        """Noisy clip [B, T, 3, H, W], noise level sigma [B] in [0, 1] -> clean clip, same shape."""
+        B, T, _, H, W = noisy.shape
+        self.check_size(T, H, W)
+        pixels = torch.cat(
+            [noisy, condition.filled, condition.covered * 2 - 1, condition.nearness * 2 - 1], dim=2
+        )
+        latents = F.pixel_unshuffle(pixels.flatten(0, 1), self.config.block)
+        latents = latents.unflatten(0, (B, T)).transpose(1, 2)
+        residual = self.dit(
+            hidden_states=latents,
+            timestep=sigma * 1000,
+            encoder_hidden_states=context,
+            return_dict=False,
+        )[0]
+        residual = F.pixel_shuffle(residual.transpose(1, 2).flatten(0, 1), self.config.block)
+        clean = condition.filled + residual.unflatten(0, (B, T)).to(condition.filled.dtype)
+        seen = torch.cat(
+            [clean, condition.filled, condition.covered * 2 - 1, condition.nearness * 2 - 1], dim=2
+        )
+        return clean + self.detail(seen.flatten(0, 1)).unflatten(0, (B, T)).to(clean.dtype)
+
+
+@torch.no_grad()
+def sample(
+    generator: WristGenerator,
+    condition: Condition,
+    noise: Tensor,
+    *,
+    steps: int,
+    guidance: float,
+    shift: float = 1.0,
+) -> Tensor:
+    """Draw a clip by flow matching (Lipman et al. 2023) with Euler steps.
+
+    Args:
+        noise: [B, T, 3, H, W] standard normal. steps: network passes (times two with guidance).
+        guidance: CFG scale; 1 leaves the negative branch out. shift: of the noise schedule.
+
+    Returns:
+        [B, T, 3, H, W] in [-1, 1].
+    """
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+        FlowMatchEulerDiscreteScheduler,
+    )
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 0, steps + 1)[:-1].tolist())
+    positive, negative = generator.encode_context(condition)
+    guided = guidance != 1.0
+    if guided:
+        both = Condition(**{k: torch.cat([v, v]) for k, v in vars(condition).items()})
+    x = noise
+    for i, timestep in enumerate(scheduler.timesteps):
+        sigma = scheduler.sigmas[i].to(x)
+        if guided:
+            level = sigma.expand(2 * len(x))
+            context = torch.cat([positive, negative])
+            yes, no = generator(torch.cat([x, x]), level, both, context).chunk(2)
+            clean = no + guidance * (yes - no)
+        else:
+            clean = generator(x, sigma.expand(len(x)), condition, positive)
+        velocity = (x - clean) / sigma
+        x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
+    return x.clamp(-1, 1)

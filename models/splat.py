@@ -1,0 +1,119 @@
+"""Condition maps: a coloured point cloud seen from a camera, by a z-buffered splat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .geometry import project
+
+
+@dataclass
+class ConditionMap:
+    """A splatted picture.
+
+    Attributes:
+        color: [B, H, W, 3], the colours' dtype; holes are 0.
+        depth: [B, H, W] float z in metres, 0 in holes.
+        covered: [B, H, W] bool.
+    """
+
+    color: Tensor
+    depth: Tensor
+    covered: Tensor
+
+
+def disc_offsets(radius: int) -> list[tuple[int, int]]:
+    """(dx, dy) of the pixels with |dx| + |dy| <= radius: 1, 5 or 13 of them for radius 0, 1, 2."""
+    span = range(-radius, radius + 1)
+    return [(dx, dy) for dy in span for dx in span if abs(dx) + abs(dy) <= radius]
+
+
+def splat(
+    points: Tensor,
+    colors: Tensor,
+    valid: Tensor,
+    K: Tensor,
+    pose: Tensor,
+    size: tuple[int, int],
+    *,
+    radius: int = 1,
+    near: float = 0.01,
+    layer: float = 0.0,
+) -> ConditionMap:
+    """Draw every valid point as a disc; the nearest to the camera wins a pixel.
+
+    Args:
+        points: [B, N, 3] world points; colors: [B, N, 3]; valid: [B, N] bool.
+        K: [B, 3, 3] at `size` (H, W); pose: [B, 4, 4] world-to-camera.
+        radius: of the disc in pixels (see `disc_offsets`); near: least z in metres.
+        layer: relative depth that the outer pixels of a disc lie behind its centre, so that a
+            surface's own samples win over their neighbours' blur.
+
+    Ties go to the lower point index, so the picture does not depend on the order of execution.
+    """
+    B, N, _ = points.shape
+    H, W = size
+    pixels, z = project(points, K, pose)
+    # Truncation after a shift of half a pixel: the pixel whose centre is nearest.
+    x = torch.floor(pixels[..., 0] + 0.5)
+    y = torch.floor(pixels[..., 1] + 0.5)
+    seen = valid & (z > near) & (x >= -radius) & (x < W + radius) & (y >= -radius) & (y < H + radius)
+    batch, index = seen.nonzero(as_tuple=True)
+    x, y, z = x[batch, index].long(), y[batch, index].long(), z[batch, index]
+    far = torch.iinfo(torch.int64).max
+    buffer = torch.full((B * H * W,), far, dtype=torch.int64, device=points.device)
+    for dx, dy in disc_offsets(radius):
+        px, py = x + dx, y + dy
+        inside = (px >= 0) & (px < W) & (py >= 0) & (py < H)
+        depth = z * (1 + layer * (abs(dx) + abs(dy)))
+        # Positive floats order as their bits do: depth above, index below, one minimum for both.
+        key = (depth.float().contiguous().view(torch.int32).long() << 32) | index
+        cell = (batch * H + py) * W + px
+        buffer.scatter_reduce_(0, cell[inside], key[inside], reduce="amin")
+    covered = buffer != far
+    winner = torch.where(covered, buffer & 0xFFFFFFFF, torch.zeros_like(buffer)).view(B, H * W)
+    covered = covered.view(B, H, W)
+    color = torch.take_along_dim(colors, winner[..., None], dim=1).view(B, H, W, 3)
+    color = color * covered[..., None].to(color.dtype)
+    nearest = (buffer >> 32).to(torch.int32).view(torch.float32).view(B, H, W)
+    depth = torch.where(covered, nearest, torch.zeros_like(nearest))
+    return ConditionMap(color, depth, covered)
+
+
+def splat_reference(
+    points: Tensor,
+    colors: Tensor,
+    valid: Tensor,
+    K: Tensor,
+    pose: Tensor,
+    size: tuple[int, int],
+    *,
+    radius: int = 1,
+    near: float = 0.01,
+    layer: float = 0.0,
+) -> ConditionMap:
+    """`splat`, one point and one pixel at a time: slow, plain, and what the tests compare with."""
+    B, N, _ = points.shape
+    H, W = size
+    color = torch.zeros(B, H, W, 3, dtype=colors.dtype)
+    nearest = torch.full((B, H, W), float("inf"))
+    pixels, z = project(points, K, pose)
+    for b in range(B):
+        for n in range(N):
+            depth = float(z[b, n])
+            if not valid[b, n] or depth <= near:
+                continue
+            x, y = (int(v) for v in torch.floor(pixels[b, n] + 0.5))
+            for dx, dy in disc_offsets(radius):
+                px, py = x + dx, y + dy
+                if not (0 <= px < W and 0 <= py < H):
+                    continue
+                pushed = float(z[b, n] * (1 + layer * (abs(dx) + abs(dy))))
+                if pushed < nearest[b, py, px]:
+                    nearest[b, py, px] = pushed
+                    color[b, py, px] = colors[b, n]
+    covered = torch.isfinite(nearest)
+    return ConditionMap(color, torch.where(covered, nearest, 0.0), covered)

@@ -1,0 +1,123 @@
+"""VGGT with a wrist head: anchor images of one timestep -> cameras, depth, points, the wrist's pose.
+
+One class at every size; `VGGTConfig()` is the public VGGT-1B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .aggregator import Aggregator
+from .camera import CameraHead
+from .dpt import DPTHead, depth_activation, point_activation
+from .wrist import WristHead
+
+
+@dataclass(frozen=True)
+class VGGTConfig:
+    """Sizes; the defaults are those of facebook/VGGT-1B.
+
+    Attributes:
+        heads_built: which of camera, depth, point, wrist exist.
+        ray_channels: see `Aggregator`; 0 for the public networks.
+        wrist: keyword arguments of `WristHead`.
+    """
+
+    dim: int = 1024
+    depth: int = 24
+    heads: int = 16
+    encoder_depth: int = 24
+    encoder_heads: int = 16
+    grid: int = 37
+    layers: tuple[int, ...] = (4, 11, 17, 23)
+    dpt_features: int = 256
+    dpt_widths: tuple[int, ...] = (256, 512, 1024, 1024)
+    camera_depth: int = 4
+    camera_heads: int = 16
+    heads_built: tuple[str, ...] = ("camera", "depth", "point")
+    ray_channels: int = 0
+    wrist: dict = field(default_factory=dict)
+
+
+@dataclass
+class Geometry:
+    """What one pass gives; heads that were not built or not asked for are None.
+
+    Attributes:
+        cameras: [iterations, B, S, 9] absT_quaR_FoV relative to the first view.
+        wrist: [B, 9] absT_quaR_FoV of the hand camera relative to the first view.
+        depth, depth_confidence: [B, S, H, W], metres where the network was trained in metres.
+        points: [B, S, H, W, 3] in the first view's frame; points_confidence: [B, S, H, W].
+    """
+
+    cameras: Tensor | None = None
+    wrist: Tensor | None = None
+    depth: Tensor | None = None
+    depth_confidence: Tensor | None = None
+    points: Tensor | None = None
+    points_confidence: Tensor | None = None
+
+
+class VGGT(nn.Module):
+    """Aggregator and the heads that the configuration names."""
+
+    def __init__(self, config: VGGTConfig):
+        super().__init__()
+        self.config = c = config
+        self.aggregator = Aggregator(
+            c.dim,
+            c.depth,
+            c.heads,
+            encoder_depth=c.encoder_depth,
+            encoder_heads=c.encoder_heads,
+            grid=c.grid,
+            ray_channels=c.ray_channels,
+        )
+        wide = 2 * c.dim
+        dense = {"features": c.dpt_features, "widths": c.dpt_widths}
+        built = set(c.heads_built)
+        self.camera_head = self.depth_head = self.point_head = self.wrist_head = None
+        if "camera" in built:
+            self.camera_head = CameraHead(wide, depth=c.camera_depth, heads=c.camera_heads)
+        if "depth" in built:
+            self.depth_head = DPTHead(wide, c.layers, outputs=2, **dense)
+        if "point" in built:
+            self.point_head = DPTHead(wide, c.layers, outputs=4, **dense)
+        if "wrist" in built:
+            self.wrist_head = WristHead(wide, **c.wrist)
+
+    def forward(
+        self, images: Tensor, rays: Tensor | None = None, prior: Tensor | None = None
+    ) -> Geometry:
+        """Images [B, S, 3, H, W] in [0, 1]; rays and prior as `geometry.calibrated_rays` makes them.
+
+        B counts timesteps (they do not see each other), S the views of one.
+        """
+        size = (images.shape[-2], images.shape[-1])
+        last = self.config.depth - 1
+        keep = tuple(sorted({*self.config.layers, last}))
+        tokens = self.aggregator(images, keep, rays)
+        special = self.aggregator.special
+        out = Geometry()
+        if self.camera_head is not None:
+            out.cameras = self.camera_head(tokens[last])
+        if self.wrist_head is not None:
+            out.wrist = self.wrist_head(tokens[last])
+        if self.depth_head is not None:
+            raw = self.depth_head(tokens, size, special)
+            out.depth, out.depth_confidence = depth_activation(raw, prior)
+        if self.point_head is not None:
+            raw = self.point_head(tokens, size, special)
+            out.points, out.points_confidence = point_activation(raw)
+        return out
+
+    @torch.no_grad()
+    def start_depth_at_prior(self) -> None:
+        """Make the untrained depth head give its prior (or 1 m) with low confidence."""
+        assert self.depth_head is not None
+        last = self.depth_head.scratch.output_conv2[-1]
+        nn.init.zeros_(last.bias)
+        last.weight.mul_(0.1)

@@ -1,0 +1,117 @@
+"""What every reader makes and every writer takes: one episode, its views, and its new wrist stream.
+
+Poses are world-to-camera 4x4 matrices with OpenCV axes (x right, y down, z forward), in metres; the
+world is the robot base wherever a pose was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, order=True)
+class Record:
+    """One episode's place in the source: split, shard and index in the shard, all from 0."""
+
+    split: str
+    shard: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.split}/{self.shard}/{self.index}"
+
+
+@dataclass
+class View:
+    """A camera stream.
+
+    Attributes:
+        key: its name in the dataset, as in `observation/exterior_image_1_left`.
+        frames: [T, H, W, 3] uint8 RGB.
+        K: [3, 3] intrinsics in pixels of `frames`, or None where unknown.
+        pose: [4, 4] (a static camera) or [T, 4, 4] world-to-camera, or None where unknown.
+        depth: [T, H, W] float32 z-depth in metres (0 = unknown), or None.
+    """
+
+    key: str
+    frames: np.ndarray
+    K: np.ndarray | None = None
+    pose: np.ndarray | None = None
+    depth: np.ndarray | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.frames.shape[1], self.frames.shape[2]
+
+
+@dataclass
+class Episode:
+    """One episode as the pipeline sees it.
+
+    Attributes:
+        record: where it is in the source.
+        anchors: the usable third-person views, in the order of the profile; constant (black
+            placeholder) streams are already left out and named in `dropped`.
+        language: the instruction, "" where there is none.
+        eef_pose: [T, 4, 4] end effector in the robot base (base <- end effector), or None.
+        gripper: [T] gripper opening in [0, 1], 1 = closed, or None.
+        wrist_mount: [4, 4] hand camera in the end-effector frame (end effector <- camera), or None.
+        wrist_K: [3, 3] intrinsics of the hand camera in pixels at `wrist_size`, or None.
+        wrist_size: (height, width) that `wrist_K` belongs to, or None.
+        wrist: the recorded wrist view, where there is one and it was asked for.
+        dropped: anchor keys that carry no picture, with the reason.
+    """
+
+    record: Record
+    anchors: list[View]
+    language: str = ""
+    eef_pose: np.ndarray | None = None
+    gripper: np.ndarray | None = None
+    wrist_mount: np.ndarray | None = None
+    wrist_K: np.ndarray | None = None
+    wrist_size: tuple[int, int] | None = None
+    wrist: View | None = None
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """The number of steps, T."""
+        return len(self.anchors[0].frames)
+
+    def measured_wrist_pose(self) -> np.ndarray | None:
+        """[T, 4, 4] base-to-camera of the hand camera from kinematics, or None if not calibrated.
+
+        inverse(base <- end effector . end effector <- camera), the rigid mount of a hand camera.
+        """
+        if self.eef_pose is None or self.wrist_mount is None:
+            return None
+        return np.linalg.inv(self.eef_pose @ self.wrist_mount)
+
+
+@dataclass
+class WristStream:
+    """The generated wrist view of one episode.
+
+    Attributes:
+        frames: [T, H, W, 3] uint8 RGB.
+        valid: [T] bool, False where a frame could not be made (its pixels are then black).
+        coverage: [T] float32, the share of the frame that the condition map saw.
+        condition: [T, H, W, 3] uint8, the condition map with its holes black.
+        holes: [T, H, W] bool, True where the condition map saw nothing.
+        pose: [T, 4, 4] the world-to-camera pose it was made for; K: [3, 3] at H x W.
+        notes: what was chosen and why (pose source, geometry source), for people and manifests.
+        seconds: wall time by stage.
+    """
+
+    frames: np.ndarray
+    valid: np.ndarray
+    coverage: np.ndarray
+    condition: np.ndarray | None = None
+    holes: np.ndarray | None = None
+    pose: np.ndarray | None = None
+    K: np.ndarray | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Episode + wrist stream -> a copy of the dataset in its own format."""

@@ -1,0 +1,226 @@
+"""Which key of which dataset is what: one table row a dataset, nothing else to teach a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .errors import SourceError
+from .features import Features, Leaf
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera stream and what is known of it; keys without the leading `steps/`.
+
+    Attributes:
+        key: its pictures.
+        extrinsics: 6 numbers per episode: the camera's pose in the robot base, xyz in metres and
+            extrinsic "xyz" euler angles in radians.
+        intrinsics: 4 numbers per episode: fx, fy, cx, cy in pixels of the stored pictures.
+        depth: 16-bit images in millimetres along the optical axis, 0 = none.
+    """
+
+    key: str
+    extrinsics: str | None = None
+    intrinsics: str | None = None
+    depth: str | None = None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Some of the numbers that a key holds per step.
+
+    Attributes:
+        key: the feature.
+        start, count: the slice of its last dimension.
+        inverted: True where 1 means open (a gripper stored the other way round).
+    """
+
+    key: str
+    start: int = 0
+    count: int = 1
+    inverted: bool = False
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What each key of a dataset is.
+
+    Attributes:
+        name: how users call it.
+        aliases: other names of the same thing: builder names and folder names.
+        anchors: the third-person cameras, the most useful first.
+        wrist: the recorded hand camera, where there is one.
+        eef: xyz and extrinsic "xyz" euler angles of the end effector in the robot base, per step.
+        gripper: the gripper's opening, per step.
+        language: keys of the instruction; the first that is not empty counts.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    anchors: tuple[Camera, ...] = ()
+    wrist: Camera | None = None
+    eef: Numbers | None = None
+    gripper: Numbers | None = None
+    language: tuple[str, ...] = ("language_instruction",)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name it answers to."""
+        return (self.name, *self.aliases)
+
+    def cameras(self) -> tuple[Camera, ...]:
+        """The anchors, then the wrist camera."""
+        return (*self.anchors, self.wrist) if self.wrist else self.anchors
+
+
+PROFILES = (
+    Profile(
+        "droid",
+        aliases=("r2d2_faceblur", "droid_101", "droid_100"),
+        anchors=(
+            Camera(
+                "observation/exterior_image_1_left",
+                "episode_metadata/extrinsics_exterior_cam_1",
+                "episode_metadata/intrinsics_exterior_cam_1",
+                "observation/exterior_depth_1_left",
+            ),
+            Camera(
+                "observation/exterior_image_2_left",
+                "episode_metadata/extrinsics_exterior_cam_2",
+                "episode_metadata/intrinsics_exterior_cam_2",
+                "observation/exterior_depth_2_left",
+            ),
+        ),
+        wrist=Camera(
+            "observation/wrist_image_left",
+            "episode_metadata/extrinsics_wrist_cam",
+            "episode_metadata/intrinsics_wrist_cam",
+            "observation/wrist_depth_left",
+        ),
+        eef=Numbers("observation/cartesian_position", 0, 6),
+        gripper=Numbers("observation/gripper_position"),
+        language=("language_instruction", "language_instruction_2", "language_instruction_3"),
+    ),
+    Profile(
+        "bridge_dataset",
+        aliases=("bridge_orig",),
+        anchors=tuple(Camera(f"observation/image_{index}") for index in range(4)),
+        eef=Numbers("observation/state", 0, 6),
+        gripper=Numbers("observation/state", 6, inverted=True),
+    ),
+)
+# Where a dataset without a profile of its own may keep its instruction.
+_LANGUAGE = (
+    "language_instruction",
+    "observation/natural_language_instruction",
+    "observation/language_instruction",
+    "natural_language_instruction",
+)
+
+
+def find_profile(name: str) -> Profile | None:
+    """The profile that answers to `name`, or None."""
+    return next((profile for profile in PROFILES if name in profile.names), None)
+
+
+def known() -> str:
+    """The known profiles with their aliases, for messages."""
+    return ", ".join(
+        f"{profile.name} ({', '.join(profile.aliases)})" if profile.aliases else profile.name
+        for profile in PROFILES
+    )
+
+
+def resolve(
+    dataset: str, features: Features, anchor_keys: Sequence[str] | None, folder: Path
+) -> Profile:
+    """The profile of `dataset` with every key checked against what the dataset holds.
+
+    Optional keys (calibration, depth, proprioception, language, wrist) that the dataset lacks
+    become None; anchors that it lacks are an error. `anchor_keys` override the profile's.
+
+    Raises:
+        SourceError: an anchor key does not exist or is no picture, or no anchor key is known.
+    """
+    profile = find_profile(dataset)
+    found = ", ".join(leaf.key for leaf in features.pictures()) or "none at all"
+    if profile is None:
+        if not anchor_keys:
+            raise SourceError(
+                f"no profile knows {dataset!r}, so its cameras must be named; "
+                f"its image keys are: {found}",
+                file=folder,
+                todo=f"say which are third-person views with --anchor-keys (profiles: {known()})",
+            )
+        profile = Profile(dataset, language=_LANGUAGE, wrist=_guess_wrist(features, anchor_keys))
+    if anchor_keys:
+        rows = {camera.key: camera for camera in profile.anchors}
+        keys = [_picture(features, name, found).key for name in anchor_keys]
+        profile = replace(
+            profile, anchors=tuple(rows.get(key, Camera(key)) for key in dict.fromkeys(keys))
+        )
+    anchors = [_checked(camera, features) for camera in profile.anchors]
+    for camera in anchors:
+        _picture(features, camera.key, found)
+    wrist = profile.wrist
+    if wrist and not features.find(wrist.key) and not _any(wrist, features):
+        wrist = None
+    return replace(
+        profile,
+        anchors=tuple(anchors),
+        wrist=_checked(wrist, features) if wrist else None,
+        eef=_numbers(profile.eef, features),
+        gripper=_numbers(profile.gripper, features),
+        language=tuple(key for key in profile.language if features.find(key)),
+    )
+
+
+def _picture(features: Features, name: str, found: str) -> Leaf:
+    leaf = features.find(name)
+    if leaf is None or not leaf.is_picture:
+        what = "there is no such key" if leaf is None else "this is no stream of RGB pictures"
+        raise SourceError(
+            f"{what}; the dataset's image keys are: {found}",
+            file=features.path,
+            key=name,
+            todo="name others with --anchor-keys",
+        )
+    return leaf
+
+
+def _checked(camera: Camera, features: Features) -> Camera:
+    """`camera` without the optional keys that the dataset lacks."""
+    keep = lambda key: key if key and features.find(key) else None
+    return replace(
+        camera,
+        extrinsics=keep(camera.extrinsics),
+        intrinsics=keep(camera.intrinsics),
+        depth=keep(camera.depth),
+    )
+
+
+def _any(camera: Camera, features: Features) -> bool:
+    """True if the dataset has a calibration of `camera` (even where its pictures are missing)."""
+    return any(features.find(key) for key in (camera.extrinsics, camera.intrinsics) if key)
+
+
+def _numbers(numbers: Numbers | None, features: Features) -> Numbers | None:
+    """`numbers` if the dataset has the key and it is wide enough."""
+    leaf = features.find(numbers.key) if numbers else None
+    if numbers is None or leaf is None or leaf.nested or not leaf.per_step:
+        return None
+    width = leaf.shape[-1] if leaf.shape else 1
+    return numbers if width is None or width >= numbers.start + numbers.count else None
+
+
+def _guess_wrist(features: Features, anchor_keys: Sequence[str]) -> Camera | None:
+    """A stream whose name says that it is a hand camera's."""
+    taken = {leaf.key for name in anchor_keys if (leaf := features.find(name))}
+    for leaf in features.pictures():
+        name = leaf.path[-1].lower()
+        if leaf.key not in taken and any(word in name for word in ("wrist", "hand", "gripper")):
+            return Camera(leaf.key)
+    return None

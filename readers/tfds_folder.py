@@ -1,0 +1,184 @@
+"""Where a TFDS dataset lies, and what its dataset_info.json declares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import SourceError
+
+INFO, FEATURES = "dataset_info.json", "features.json"
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One file of records: its split, its number there, its path, and its declared records."""
+
+    split: str
+    index: int
+    path: Path
+    records: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split and its shards, in order."""
+
+    name: str
+    shards: list[ShardFile]
+
+    @property
+    def records(self) -> int:
+        """How many records the split declares."""
+        return sum(shard.records for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What dataset_info.json says.
+
+    Attributes:
+        path: the file. text: as it is. tree: as JSON.
+        name, version, config: of the builder (config is "" where there is none).
+        templates: split -> the template of its file names.
+        splits: the splits in their order.
+    """
+
+    path: Path
+    text: str
+    tree: dict
+    name: str
+    version: str
+    config: str
+    templates: dict[str, str]
+    splits: list[Split]
+
+    def shard_name(self, split: str, index: int, count: int) -> str:
+        """The file name of shard `index` of `count`."""
+        values = {
+            "DATASET": self.name,
+            "SPLIT": split,
+            "FILEFORMAT": "tfrecord",
+            "SHARD_INDEX": f"{index:05d}",
+            "NUM_SHARDS": f"{count:05d}",
+            "SHARD_X_OF_Y": f"{index:05d}-of-{count:05d}",
+        }
+        name = self.templates[split]
+        for variable, value in values.items():
+            name = name.replace("{" + variable + "}", value)
+        return name
+
+
+def read_info(folder: Path) -> Info:
+    """Read dataset_info.json of a version folder.
+
+    Raises:
+        SourceError: it is missing, damaged, or declares records that are not TFRecord files.
+    """
+    path = folder / INFO
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = json.loads(text)
+        name, version = tree["name"], tree["version"]
+        declared = tree.get("splits", [])
+        lengths = {row["name"]: [int(n) for n in row.get("shardLengths", [])] for row in declared}
+    except OSError as error:
+        raise SourceError(
+            f"cannot be read ({error.strerror})", file=path, todo="restore it from the source"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(
+            f"is not a dataset_info of tensorflow-datasets ({type(error).__name__}: {error})",
+            file=path,
+            todo="restore it from the source",
+        ) from None
+    kind = tree.get("fileFormat") or "tfrecord"
+    if kind != "tfrecord":
+        raise SourceError(
+            f"its records are {kind} files",
+            file=path,
+            todo="convert it with tensorflow-datasets' convert_format to tfrecord",
+        )
+    templates = {row["name"]: row.get("filepathTemplate") or TEMPLATE for row in declared}
+    info = Info(path, text, tree, name, version, tree.get("configName") or "", templates, [])
+    for split, shards in lengths.items():
+        files = [
+            ShardFile(split, i, folder / info.shard_name(split, i, len(shards)), records)
+            for i, records in enumerate(shards)
+        ]
+        info.splits.append(Split(split, files))
+    if not any(split.records for split in info.splits):
+        raise SourceError("declares no records", file=path, todo="give a dataset that has some")
+    return info
+
+
+def find_folder(data_dir: Path, names: Sequence[str]) -> Path:
+    """The version folder that `data_dir` means.
+
+    Args:
+        data_dir: a version folder, a dataset folder (the newest version counts), or a root that
+            holds a dataset folder of one of `names`.
+        names: folder names to look for in a root, the best first; empty takes what there is if
+            it is the only one.
+
+    Raises:
+        SourceError: nothing of the kind is there; it says what is.
+    """
+    data_dir = data_dir.expanduser()
+    if not data_dir.is_dir():
+        raise SourceError(
+            "there is no such folder", file=data_dir, todo="give --data-dir a TFDS root or dataset"
+        )
+    if (data_dir / INFO).is_file():
+        return data_dir
+    if found := _newest(data_dir):
+        return found
+    sets = {path.name: path for path in _folders(data_dir)}
+    for name in names:
+        if name in sets and (found := _newest(sets[name]) or _only_config(sets[name])):
+            return found
+    here = [name for name, path in sets.items() if _newest(path) or _only_config(path)]
+    if not names and len(here) == 1:
+        return find_folder(data_dir / here[0], ())
+    if found := _only_config(data_dir):
+        return found
+    listed = f"it holds {', '.join(here)}" if here else "no dataset is in it"
+    raise SourceError(
+        f"no dataset {' or '.join(names)} is here; {listed}"
+        if names
+        else f"{'several datasets are' if here else 'nothing is'} here; {listed}",
+        file=data_dir,
+        todo="give the folder that holds dataset_info.json, or another --dataset",
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder; none where it may not be read (a lost+found beside the data)."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
+def _version(name: str) -> tuple[int, ...] | None:
+    parts = name.split(".")
+    return tuple(map(int, parts)) if len(parts) == 3 and all(map(str.isdecimal, parts)) else None
+
+
+def _newest(folder: Path) -> Path | None:
+    """The highest version below a dataset folder."""
+    versions = [
+        (number, path)
+        for path in _folders(folder)
+        if (number := _version(path.name)) and (path / INFO).is_file()
+    ]
+    return max(versions)[1] if versions else None
+
+
+def _only_config(folder: Path) -> Path | None:
+    """The newest version of a dataset that has a single configuration."""
+    configs = [found for path in _folders(folder) if (found := _newest(path))]
+    return configs[0] if len(configs) == 1 else None

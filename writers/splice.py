@@ -1,0 +1,90 @@
+"""New features in a serialized tf.train.Example, without decoding or moving what is there.
+
+Protobuf merges concatenated messages of one type, so an Example that holds only the new entries,
+written after the old one, makes an Example that holds both: the old record stays an exact prefix.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from PIL import Image
+
+from ..readers.example import ExampleIndex, varint
+
+# Tags of length-delimited fields: Example.features, Features.feature, a map entry's key, the value
+# lists are all field 1; a map entry's value is field 2. In Feature, byte strings are field 1 and
+# integers field 3.
+_FIELD_1, _FIELD_2 = b"\x0a", b"\x12"
+_BYTES_LIST, _INT64_LIST = b"\x0a", b"\x1a"
+
+
+def addition(blobs: dict[str, Sequence[bytes]], integers: dict[str, Sequence[int]]) -> bytes:
+    """The bytes to append to a serialized Example so that it also has these keys.
+
+    Spelled out here, not by protobuf, which would copy every picture three times.
+
+    Args:
+        blobs: key -> byte strings (pictures).
+        integers: key -> whole numbers, 0 or more (bools are 0 and 1).
+    """
+    entries = []
+    for key, values in blobs.items():
+        chunks = []
+        for value in values:
+            chunks += [_FIELD_1, varint(len(value)), value]
+        entries.append(_entry(key, _BYTES_LIST, chunks))
+    for key, numbers in integers.items():
+        packed = b"".join(varint(int(number)) for number in numbers)
+        chunks = [_FIELD_1, varint(len(packed)), packed]
+        entries.append(_entry(key, _INT64_LIST, chunks))
+    features = [part for entry in entries for part in _message(_FIELD_1, entry)]
+    return b"".join(_message(_FIELD_1, features))
+
+
+def _entry(key: str, kind: bytes, chunks: list[bytes]) -> list[bytes]:
+    """A map entry: the key, and a Feature that holds one list."""
+    name = key.encode()
+    feature = _message(kind, chunks)
+    return [_FIELD_1, varint(len(name)), name, *_message(_FIELD_2, feature)]
+
+
+def _message(tag: bytes, chunks: list[bytes]) -> list[bytes]:
+    """An embedded message in parts: its tag, its length, what is in it."""
+    return [tag, varint(sum(map(len, chunks))), *chunks]
+
+
+def without(index: ExampleIndex, keys: Collection[str]) -> bytes:
+    """The serialized Example without the entries of `keys`; all other bytes, in their order."""
+    payload = index.payload
+    if not any(key in index for key in keys):
+        return payload
+    out, position = [], 0
+    for start, body, end, entries in index.groups:
+        out.append(payload[position:start])
+        kept, at = [], body
+        for entry in entries:
+            if entry.key in keys:
+                kept.append(payload[at : entry.start])
+                at = entry.end
+        kept.append(payload[at:end])
+        size = sum(map(len, kept))
+        if size or not entries:  # an earlier addition, emptied, leaves nothing behind
+            out += [_FIELD_1, varint(size), *kept]
+        position = end
+    out.append(payload[position:])
+    return b"".join(out)
+
+
+def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
+    """A JPEG of one picture.
+
+    Args:
+        frame: [H, W, 3] uint8 RGB.
+        quality: Pillow's, 1 to 100.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -1,0 +1,161 @@
+"""One simulated episode from its seed: scene, script, motion, pictures, as DROID stores them."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from .motion import PERIOD, Motion, Script, perform, show, write_script
+from .render import Renderer
+from .robot import Arm, load_robot
+from .scene import CAMERAS, Scene, build_scene
+from .schema import CALIBRATION, DEPTHS, IMAGES
+
+_QUALITY = 95
+_ATTEMPTS = 50
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which episode to make: `split` and `index` under `seed`, `steps` steps, with depth or not."""
+
+    seed: int
+    split: str
+    index: int
+    steps: int
+    depth: bool
+
+
+def generator(request: Request, attempt: int = 0) -> np.random.Generator:
+    """The random numbers of one episode; no two of seed, split, index and attempt share any."""
+    split = zlib.crc32(request.split.encode())
+    return np.random.default_rng([request.seed, split, request.index, attempt])
+
+
+def simulate(request: Request, renderer: Renderer) -> dict:
+    """The episode as a tree for the writer: `steps` and `episode_metadata`.
+
+    Images are encoded already (JPEG, PNG for depth); everything else is a numpy array, or text.
+
+    Raises:
+        RuntimeError: no task that the arm can reach was found, which does not happen in practice.
+    """
+    scene, arm, script, motion, rng = _stage(request)
+    chosen = _choose_steps(rng, len(motion.joints), request.steps)
+    renderer.load(scene.model)
+    images: dict[str, list[bytes]] = {key: [] for key in IMAGES.values()}
+    depths: dict[str, list[bytes]] = {key: [] for key in DEPTHS.values()} if request.depth else {}
+    flange, first_poses = [], {}
+    for step in chosen:
+        show(scene, arm, motion, step)
+        flange.append(euler_pose(arm.link8()))
+        for camera in CAMERAS:
+            rgb, depth = renderer.render(scene.data, camera)
+            images[IMAGES[camera]].append(_jpeg(rgb))
+            if request.depth:
+                depths[DEPTHS[camera]].append(_png(depth))
+            first_poses.setdefault(camera, scene.camera_pose(camera))
+    steps = _steps(motion, chosen, np.array(flange), script)
+    steps["observation"] |= images | depths
+    return {"steps": steps, "episode_metadata": _metadata(request, scene, script, first_poses)}
+
+
+def _stage(request: Request) -> tuple[Scene, Arm, Script, Motion, np.random.Generator]:
+    robot = load_robot()
+    for attempt in range(_ATTEMPTS):
+        rng = generator(request, attempt)
+        scene = build_scene(rng, robot)
+        arm = Arm(scene.model, scene.data, robot)
+        script = write_script(rng, scene, robot)
+        motion = perform(rng, scene, arm, script)
+        if motion is not None:
+            return scene, arm, script, motion, rng
+    raise RuntimeError(f"no reachable task in {_ATTEMPTS} scenes for {request}")
+
+
+def _choose_steps(rng: np.random.Generator, length: int, steps: int) -> np.ndarray:
+    """[steps] indices: a window of every step, every second or every third, placed at random.
+
+    A script shorter than the window is held at its end.
+    """
+    largest = max(1, min(3, (length - 1) // max(steps - 1, 1)))
+    stride = int(rng.integers(1, largest + 1))
+    room = max(length - 1 - stride * (steps - 1), 0)
+    start = int(rng.integers(0, room + 1))
+    return np.minimum(start + stride * np.arange(steps), length - 1)
+
+
+def _steps(motion: Motion, chosen: np.ndarray, flange: np.ndarray, script: Script) -> dict:
+    number = len(chosen)
+    seconds = PERIOD * max(int(chosen[-1] - chosen[0]), 1) / max(number - 1, 1)
+    joints, closed = motion.joints[chosen], motion.closed[chosen][:, None]
+    # The action of a step is what brings the robot to the next one; the last one holds still.
+    following = np.minimum(np.arange(number) + 1, number - 1)
+    turn = flange[following] - flange
+    turn[:, 3:] = (turn[:, 3:] + np.pi) % (2 * np.pi) - np.pi
+    velocity = turn / seconds
+    last = np.arange(number) == number - 1
+    return {
+        "is_first": np.arange(number) == 0,
+        "is_last": last,
+        "is_terminal": last,
+        "language_instruction": [script.words[0]] * number,
+        "language_instruction_2": [script.words[1]] * number,
+        "language_instruction_3": [script.words[2]] * number,
+        "observation": {
+            "gripper_position": closed,
+            "cartesian_position": flange,
+            "joint_position": joints,
+        },
+        "action_dict": {
+            "gripper_position": closed[following],
+            "gripper_velocity": (closed[following] - closed) / seconds,
+            "cartesian_position": flange[following],
+            "cartesian_velocity": velocity,
+            "joint_position": joints[following],
+            "joint_velocity": (joints[following] - joints) / seconds,
+        },
+        "action": np.concatenate([velocity, closed[following]], axis=1),
+        "discount": np.ones(number, np.float32),
+        "reward": last.astype(np.float32),
+    }
+
+
+def _metadata(request: Request, scene: Scene, script: Script, poses: dict[str, np.ndarray]) -> dict:
+    folder = f"simulation/success/{request.split}/{request.index:06d}"
+    metadata: dict = {
+        "recording_folderpath": f"{folder}/recordings/MP4",
+        "file_path": f"{folder}/trajectory.h5",
+        "building": "simulation",
+        "collector_id": "simulation",
+        "date": "simulation",
+        "scene_id": f"{request.seed}-{request.split}-{request.index}",
+        "task_category": script.category,
+    }
+    for camera, key in CALIBRATION.items():
+        metadata[f"extrinsics_{key}"] = euler_pose(poses[camera])
+        metadata[f"intrinsics_{key}"] = scene.intrinsics(camera)
+    return metadata
+
+
+def euler_pose(pose: np.ndarray) -> np.ndarray:
+    """[6] metres and extrinsic "xyz" Euler angles of a [4, 4] pose, as DROID writes them."""
+    return np.r_[pose[:3, 3], Rotation.from_matrix(pose[:3, :3]).as_euler("xyz")]
+
+
+def _jpeg(rgb: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
+
+
+def _png(depth: np.ndarray) -> bytes:
+    millimetres = np.clip(np.round(depth * 1000), 0, 65535).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(millimetres).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,74 @@
+"""DROID 1.0.1's feature tree, with the cameras' calibration and, where asked, depth."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from .scene import HEIGHT, WIDTH
+
+NAME, VERSION = "droid_101", "1.0.1"
+IMAGES = {
+    "wrist": "wrist_image_left",
+    "exterior_1": "exterior_image_1_left",
+    "exterior_2": "exterior_image_2_left",
+}
+DEPTHS = {
+    "wrist": "wrist_depth_left",
+    "exterior_1": "exterior_depth_1_left",
+    "exterior_2": "exterior_depth_2_left",
+}
+CALIBRATION = {
+    "wrist": "wrist_cam",
+    "exterior_1": "exterior_cam_1",
+    "exterior_2": "exterior_cam_2",
+}
+
+
+def droid_features(depth: bool) -> tfds.features.FeaturesDict:
+    """The features of one episode. Floats of DROID's own are float64 there, so they are here.
+
+    Depth images are uint16 millimetres, 0 where nothing is; extrinsics are the camera's pose in the
+    robot's base, metres and extrinsic "xyz" Euler angles (the hand camera's at the first step);
+    intrinsics are fx, fy, cx, cy in pixels of the stored images.
+    """
+    f = tfds.features
+
+    def vector(size: int, dtype=np.float64):
+        return f.Tensor(shape=(size,), dtype=dtype)
+
+    observation = {
+        "gripper_position": vector(1),
+        "cartesian_position": vector(6),
+        "joint_position": vector(7),
+    }
+    for key in IMAGES.values():
+        observation[key] = f.Image(shape=(HEIGHT, WIDTH, 3), dtype=np.uint8, encoding_format="jpeg")
+    for key in DEPTHS.values() if depth else ():
+        observation[key] = f.Image(shape=(HEIGHT, WIDTH, 1), dtype=np.uint16, encoding_format="png")
+    steps = {
+        "is_first": f.Scalar(dtype=np.bool_),
+        "is_last": f.Scalar(dtype=np.bool_),
+        "is_terminal": f.Scalar(dtype=np.bool_),
+        "language_instruction": f.Text(),
+        "language_instruction_2": f.Text(),
+        "language_instruction_3": f.Text(),
+        "observation": observation,
+        "action_dict": {
+            "gripper_position": vector(1),
+            "gripper_velocity": vector(1),
+            "cartesian_position": vector(6),
+            "cartesian_velocity": vector(6),
+            "joint_position": vector(7),
+            "joint_velocity": vector(7),
+        },
+        "action": vector(7),
+        "discount": f.Scalar(dtype=np.float32),
+        "reward": f.Scalar(dtype=np.float32),
+    }
+    words = ("recording_folderpath", "file_path", "building", "collector_id", "date", "scene_id")
+    metadata = {key: f.Text() for key in (*words, "task_category")}
+    for key in CALIBRATION.values():
+        metadata[f"extrinsics_{key}"] = vector(6, np.float32)
+        metadata[f"intrinsics_{key}"] = vector(4, np.float32)
+    return f.FeaturesDict({"steps": f.Dataset(steps), "episode_metadata": metadata})

@@ -1,0 +1,249 @@
+"""What runs in a Ray actor: it opens the source itself, holds one augmenter, makes whole shards.
+
+Only names go in and small results come out; pixels stay in the process. Nothing in this module
+needs Ray, so an actor is an ordinary object in tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from ..readers.errors import SourceError
+
+# What another attempt or another record cannot help with: the disk or the rights.
+DISK_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What an actor must know of the job. All of it is small and picklable.
+
+    Attributes:
+        size: (height, width) of the new stream.
+        device: "cpu" or "cuda".
+    """
+
+    data_dir: str
+    dataset: str
+    anchor_keys: tuple[str, ...] | None
+    out: str
+    splits: tuple[str, ...] | None
+    limit: int | None
+    recipe: str
+    weights: str | None
+    device: str
+    wrist_key: str
+    size: tuple[int, int]
+    pose: str
+    seed: int
+    replace: bool
+    description: str
+
+    def open_source(self):
+        """The dataset, opened by path."""
+        from ..readers import open_dataset
+
+        return open_dataset(Path(self.data_dir), self.dataset, anchor_keys=self.anchor_keys)
+
+    def open_copy(self, dataset):
+        """The writer of the copy; opening it writes nothing."""
+        from ..writers.rlds import RldsCopy
+
+        return RldsCopy(
+            dataset,
+            Path(self.out),
+            wrist_key=self.wrist_key,
+            size=self.size,
+            description=self.description,
+            replace=self.replace,
+            splits=self.splits,
+            limit=self.limit,
+        )
+
+    def open_augmenter(self):
+        """The recipe, with its weights on the device."""
+        from ..augment.recipe import get_recipe
+
+        recipe = dataclasses.replace(get_recipe(self.recipe), wrist_size=self.size)
+        if recipe.generator == "constant":  # torch takes seconds to load, and this needs none
+            from ..augment.constant import ConstantAugmenter
+
+            return ConstantAugmenter(recipe)
+        from ..augment.pipeline import make_augmenter
+
+        weights = Path(self.weights) if self.weights else None
+        return make_augmenter(recipe, device=self.device, weights=weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one shard.
+
+    Attributes:
+        kind: "done"; "disk" (no space, no rights); "refused" (the shard as a whole cannot be made,
+            and trying again is of no use); "failed" (anything else; may be tried again).
+        entry: for "done", what the ledger records: {"result": ..., "quality": [...]}.
+        text: else, what happened; trace: the traceback of "failed".
+        facts: on the process, as of `ShardActor.about`.
+    """
+
+    kind: str
+    entry: dict | None = None
+    text: str = ""
+    trace: str = ""
+    facts: dict = dataclasses.field(default_factory=dict)
+
+
+class ShardActor:
+    """Makes shards one after the other with one augmenter."""
+
+    def __init__(self, work: Work):
+        self.work = work
+        self.augmenter = None
+
+    def about(self) -> dict:
+        """Facts on the process: its id, and which heavy libraries it has loaded."""
+        return {
+            "pid": os.getpid(),
+            "tensorflow": "tensorflow" in sys.modules,
+            "torch": "torch" in sys.modules,
+        }
+
+    def _open(self) -> None:
+        """Load all that is needed, once; here and not in __init__, where an error says less."""
+        if self.augmenter is not None:
+            return
+        _before_loading(self.work.device)
+        self.dataset = self.work.open_source()
+        self.copy = self.work.open_copy(self.dataset)
+        self.shards = {
+            (split.name, shard.index): shard
+            for split in self.dataset.splits
+            for shard in split.shards
+        }
+        self.augmenter = self.work.open_augmenter()
+        _after_loading(self.work.device)
+
+    def make_shard(self, split: str, index: int, staged: str, counter: str) -> Outcome:
+        """Make one shard at `staged`, fsynced; publishing it is the driver's part.
+
+        Args:
+            counter: a file that grows by a byte with each episode, for the progress display.
+        """
+        quality: list[dict] = []
+        try:
+            try:
+                self._open()
+            except ValueError as error:  # SourceError, and weights that do not fit
+                return Outcome("refused", text=str(error))
+            with open(counter, "ab", buffering=0) as count:
+
+                def make(raw):
+                    stream = self._make(raw, quality)
+                    # Progress is not worth a shard.
+                    with contextlib.suppress(OSError):
+                        count.write(b".")
+                    return stream
+
+                result = self.copy.write_shard(self.shards[split, index], Path(staged), make)
+            entry = {"result": dataclasses.asdict(result), "quality": quality}
+            return Outcome("done", entry=self._without_paths(entry), facts=self.about())
+        except SourceError as error:
+            return Outcome("refused", text=str(error))
+        except OSError as error:
+            kind = "disk" if error.errno in DISK_ERRNOS else "failed"
+            return Outcome(kind, text=f"{split} shard {index}: {error}", trace=_trace())
+        except Exception as error:
+            text = f"{split} shard {index}: {type(error).__name__}: {error}"
+            return Outcome("failed", text=text, trace=_trace())
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(counter)
+
+    def _make(self, raw, quality: list[dict]):
+        """The wrist stream of one record, or the SourceError that says why there is none."""
+        from ..augment.seeds import record_seed
+
+        work, wrong = self.work, None
+        for _ in range(2):  # the second time for what was the moment's fault and not the record's
+            try:
+                episode = self.dataset.episode(raw)
+                seed = record_seed(work.seed, raw.record)
+                stream = self.augmenter(episode, seed=seed, pose=work.pose)
+                quality.append(_quality(raw.record, stream))
+                return stream
+            except SourceError as error:
+                return error
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+                    raise
+                if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+                    raise  # the machine's fault; a mark would make the bytes depend on it
+                wrong = error
+        # Addresses of objects differ from run to run, and this text goes into the ledger.
+        text = re.sub(r"0x[0-9a-fA-F]+", "0x...", f"{type(wrong).__name__}: {wrong}")
+        return SourceError(
+            f"the recipe failed with {text}",
+            file=self.shards[raw.record.split, raw.record.shard].path,
+            record=raw.record.index,
+            todo="report it, with this record, as a fault of the recipe",
+        )
+
+    def _without_paths(self, value):
+        """`value` without the source's folder in its texts: the copy must not name places."""
+        if isinstance(value, dict):
+            return {key: self._without_paths(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._without_paths(item) for item in value]
+        if isinstance(value, Path):
+            return value.name
+        if isinstance(value, str):
+            return value.replace(f"{self.dataset.folder}{os.sep}", "")
+        return value
+
+
+def _quality(record, stream) -> dict:
+    """What the manifest says of one episode; rounded, since it is for people and comparisons."""
+    frames = len(stream.valid)
+    return {
+        "record": str(record),
+        "frames": frames,
+        "valid": round(float(stream.valid.mean()), 4) if frames else 0.0,
+        "coverage": round(float(stream.coverage.mean()), 4) if frames else 0.0,
+        "notes": {key: str(value) for key, value in stream.notes.items()},
+    }
+
+
+def _before_loading(device: str) -> None:
+    """Fix what would let the machine decide the bytes and is read when libraries load.
+
+    The number of threads changes the order of float sums, and so the last bits of every picture;
+    one thread an actor is the same on every machine, and actors fill the cores.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _after_loading(device: str) -> None:
+    torch = sys.modules.get("torch")  # not every recipe needs it
+    if torch is None:
+        return
+    torch.set_num_threads(1)
+    if device == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def _trace() -> str:
+    return traceback.format_exc(limit=20)

@@ -1,0 +1,267 @@
+"""`wristaugment evaluate`: how close generated wrist views are to recorded ones, with a page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..readers.errors import SourceError
+
+_RECIPES = "nano,projection,mean,anchor"
+_EPILOG = """\
+a way is a recipe (nano, ...) or a baseline: projection (the condition map, holes filled with the
+nearest pixel), projection-holes (holes black), mean (the mean wrist picture of the training set),
+anchor (the first anchor view, resized). name:pose runs it with that wrist pose, as in nano:head.
+
+examples:
+  nano against the plain ways, with a page to look at:
+    wristaugment evaluate --dataset droid --data-dir /data --split val --episodes 50 \\
+        --against observation/wrist_image_left --page compare.html
+  with the measured wrist pose, and with the wrist head's own:
+    wristaugment evaluate --dataset droid --data-dir /data --against wrist_image_left \\
+        --recipes nano projection --pose measured head
+  an augmented copy that `wristaugment run` has made:
+    wristaugment evaluate --dataset droid --data-dir /data --against wrist_image_left --copy OUT
+
+PSNR and SSIM are taken at the generated size; the recorded view is brought to it by area average.
+
+exit codes: 0 complete; 2 refused; 3 complete, with episodes left out (listed); 4 no space or no
+permission; 75 interrupted
+"""
+
+
+def add_parser(subparsers) -> None:
+    """Register the command line of `evaluate`."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="compare generated wrist views with recorded ones",
+        description="Run ways of making a wrist view, or read an augmented copy, and compare them "
+        "with the recorded wrist view of the same episodes: PSNR, SSIM, sharpness, pose error.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_argument_group("source")
+    source.add_argument("--dataset", required=True, help="its name, as for `run`")
+    source.add_argument(
+        "--data-dir", required=True, metavar="DIR", help="TFDS root, dataset or version folder"
+    )
+    source.add_argument(
+        "--against",
+        required=True,
+        metavar="KEY",
+        help="the recorded wrist view, as in observation/wrist_image_left",
+    )
+    source.add_argument(
+        "--anchor-keys",
+        nargs="+",
+        metavar="KEY",
+        help="third-person cameras (default: the profile's)",
+    )
+    source.add_argument("--split", nargs="+", metavar="S", help="only these splits (default: all)")
+    source.add_argument(
+        "--episodes", type=int, metavar="N", help="only the first N episodes (default: all)"
+    )
+    what = parser.add_argument_group("what to score")
+    what.add_argument(
+        "--recipes",
+        nargs="+",
+        metavar="WAY",
+        help=f"default: {_RECIPES}, or none beside --copy",
+    )
+    what.add_argument(
+        "--pose",
+        nargs="+",
+        choices=("auto", "measured", "head"),
+        default=["auto"],
+        help="wrist pose of ways that do not name one; several run each way with each "
+        "(default: auto)",
+    )
+    what.add_argument("--copy", metavar="OUT", help="score this augmented copy of the dataset")
+    what.add_argument(
+        "--wrist-key",
+        default="wrist_rgb",
+        metavar="K",
+        help="the copy's generated stream (default: %(default)s)",
+    )
+    what.add_argument("--weights", metavar="DIR", help="weights of your own for the recipes")
+    what.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    what.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    result = parser.add_argument_group("result")
+    result.add_argument("--page", metavar="FILE.html", help="write a page of side-by-side videos")
+    result.add_argument(
+        "--page-episodes",
+        type=int,
+        default=12,
+        metavar="N",
+        help="show the first N scored episodes on it (default: %(default)s)",
+    )
+    result.add_argument("--json", metavar="FILE", help="write all figures as JSON (- = stdout)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scores and reports; returns the exit code.
+
+    Raises:
+        SourceError: refused, or not one episode could be scored.
+    """
+    from ..augment.evaluate import METRICS, format_table
+    from ..augment.pairs import open_pairs
+    from .output import COMPLETE, QUARANTINED, speaker, write_json
+    from .plan import split_values
+    from .progress import Progress
+
+    pairs = open_pairs(
+        args.data_dir,
+        args.dataset,
+        against=args.against,
+        anchor_keys=split_values(args.anchor_keys),
+        splits=split_values(args.split),
+        limit=args.episodes,
+        copy=args.copy,
+        wrist_key=args.wrist_key,
+    )
+    scorer = _scorer(args)
+    fingerprints = scorer.load()
+    rows = []
+    progress = Progress(pairs.total, 0)
+    try:
+        for done, (episode, copied) in enumerate(pairs):
+            if episode is not None:
+                with pairs.leaving_out(episode.record):
+                    result = scorer(episode, copied)
+                    if args.page and len(rows) < args.page_episodes:
+                        rows.append(_page_row(result, scorer.ways))
+            progress.update(done + 1)
+    finally:
+        progress.close()
+    if not scorer.scored:
+        raise _nothing(pairs)
+    summary = scorer.summary()
+    report = {
+        "dataset": pairs.dataset.name,
+        "version": pairs.dataset.version,
+        "against": pairs.against,
+        "splits": [split.name for split in pairs.splits],
+        "seed": args.seed,
+        "metrics": METRICS,
+        "weights": fingerprints,
+        "ways": {way.name: {"recipe": way.recipe, "pose": way.pose} for way in scorer.ways},
+        "frames": sum(len(scores[scorer.names[0]].psnr) for _, scores in scorer.scored),
+        "recipes": summary,
+        "episodes": [
+            {"record": str(record), "recipes": {n: s.as_dict() for n, s in scores.items()}}
+            for record, scores in scorer.scored
+        ],
+        "left_out": pairs.left_out,
+    }
+    say = speaker(args.json)
+    for left in pairs.left_out[:20]:
+        say(f"left out {left['record']}: {left['reason']}")
+    say(f"{len(scorer.scored)} episodes, {report['frames']} frames of {pairs.against}")
+    say(format_table(summary))
+    if args.page:
+        size = _write_page(Path(args.page), rows, report, scorer, args.copy, pairs.wrist_key)
+        say(f"page: {args.page} ({size / 1e6:.1f} MB)")
+    write_json(args.json, report)
+    return QUARANTINED if pairs.left_out else COMPLETE
+
+
+def _scorer(args: argparse.Namespace):
+    from ..augment.baselines import parse_ways
+    from ..augment.evaluate import Scorer
+    from ..augment.recipe import get_recipe, weights_folder
+    from .plan import split_values
+
+    names = split_values(args.recipes) or ([] if args.copy else split_values([_RECIPES]))
+    ways = parse_ways(names, poses=args.pose) if names else []
+    weights = Path(args.weights) if args.weights else None
+    device = _device(args.device) if any(way.runs_recipe for way in ways) else "cpu"
+
+    def augmenter(recipe: str):
+        from ..augment.pipeline import make_augmenter
+        from ..models.checkpoints import WeightsError
+
+        try:
+            return make_augmenter(recipe, device=device, weights=weights)
+        except WeightsError as error:
+            raise SourceError(str(error)) from None
+
+    return Scorer(
+        ways,
+        augmenter,
+        wrist_size=lambda recipe: get_recipe(recipe).wrist_size,
+        weights=lambda recipe: weights_folder(get_recipe(recipe), weights),
+        seed=args.seed,
+        with_copy=args.copy is not None,
+    )
+
+
+def _device(asked: str) -> str:
+    if asked == "cpu":
+        return asked
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise SourceError("no GPU is found", key="--device", todo="use --device cpu")
+    return "cpu"
+
+
+def _page_row(result, ways):
+    from ..augment.pages import evaluation_row
+    from ..augment.report import thin
+
+    return thin(evaluation_row(result, ways))
+
+
+def _write_page(path: Path, rows, report: dict, scorer, copy: str | None, wrist_key: str) -> int:
+    from .. import __version__
+    from ..augment.pages import READING, evaluation_table
+    from ..augment.report import write_page
+
+    recipes = {way.recipe: report["weights"].get(way.recipe, {}) for way in scorer.ways}
+    made = []
+    for recipe, files in recipes.items():
+        weights = ", ".join(f"{file} sha256 {digest[:12]}" for file, digest in files.items())
+        made.append(f"recipe {recipe}" + (f" ({weights})" if weights else ""))
+    provenance = []
+    if made:
+        provenance.append(
+            "Synthetic frames: machine-generated by "
+            f"{' and '.join(made)} of wristaugment {__version__}, seed {scorer.seed}. "
+            "They are not recordings; only the views marked recorded are."
+        )
+    if copy is not None:
+        provenance.append(
+            f"Synthetic frames of the way 'copy' are read from the key {wrist_key} of an augmented "
+            "copy of this dataset, after JPEG compression. They are not recordings."
+        )
+    episodes = len(scorer.scored)
+    lead = [
+        f"{report['dataset']} {report['version']}, split {', '.join(report['splits'])}: generated "
+        f"wrist views against the recorded {report['against']}."
+    ]
+    if len(rows) < episodes:
+        lead.append(f"Figures are over {episodes} episodes; the first {len(rows)} are shown.")
+    if report["left_out"]:
+        lead.append(f"{len(report['left_out'])} episodes had to be left out.")
+    return write_page(
+        path,
+        f"Wrist views of {report['dataset']}",
+        rows,
+        evaluation_table(report["recipes"], episodes, report["frames"]),
+        lead=lead,
+        provenance=provenance,
+        notes=READING,
+    )
+
+
+def _nothing(pairs) -> SourceError:
+    first = pairs.left_out[0] if pairs.left_out else {"record": "-", "reason": "there are none"}
+    return SourceError(
+        f"not one of {pairs.total} episodes could be scored; the first, {first['record']}: "
+        f"{first['reason']}",
+        key=pairs.against,
+        todo="see the reason, or name other episodes with --split",
+    )

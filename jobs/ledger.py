@@ -1,0 +1,333 @@
+"""What is done, kept in the file system alone: OUT/.wristaugment.
+
+    plan.json             what decides the bytes; written once
+    lock                  held (flock) by the one driver; empty
+    shards/<split>-<i>.json   one per published shard: its size, hash, bad records, quality
+    staging/<token>/      half-made files of the driver that runs now; gone at the end
+    manifest.json         provenance; its existence says that the dataset is complete
+
+A shard is made in staging by an actor and published by the driver alone: rename, fsync of the
+folder, then the record. So nothing an orphaned actor does late can reach the dataset: it knows a
+staging folder that no longer exists. Nothing here depends on time, host, path or attempt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..readers.errors import SourceError
+from .plan import differences
+
+FOLDER = ".wristaugment"
+CRASH_VARIABLE = "WRISTAUGMENT_CRASH_AT"
+# The points of the commit path where the tests (and only they) let the process die.
+CRASH_POINTS = (
+    "locked",  # OUT exists, no plan yet
+    "planned",  # plan written, nothing made
+    "staged",  # a shard is made, not published
+    "renamed",  # its file is in place, its record is not
+    "recorded",  # its record is in place
+    "finishing",  # all shards are recorded, the metadata is not written
+    "finished",  # the metadata is written, the manifest is not
+    "complete",  # the manifest is written, staging is still there
+)
+_LOCK_PATIENCE = 2.0  # seconds; `status` holds the lock for an instant while it looks
+_passed: dict[str, int] = {}
+
+
+def crash_point(name: str) -> None:
+    """Die here, as by kill -9, where WRISTAUGMENT_CRASH_AT is `name`, or `name:n` the n-th time."""
+    wanted = os.environ.get(CRASH_VARIABLE)
+    if not wanted:
+        return
+    point, _, count = wanted.partition(":")
+    if point == name:
+        _passed[name] = _passed.get(name, 0) + 1
+        if _passed[name] == int(count or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems do not know fsync of a folder; they order renames themselves.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def to_json(value: object) -> str:
+    """The one spelling of JSON used under OUT: sorted keys, so equal values give equal bytes."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+class Ledger:
+    """The state of one job in `out`. Reading needs nothing; writing needs `opened()`.
+
+    Args:
+        out: the folder given as --out; it need not exist.
+    """
+
+    def __init__(self, out: Path):
+        self.out = Path(out)
+        self.folder = self.out / FOLDER
+        self.plan_path = self.folder / "plan.json"
+        self.manifest_path = self.folder / "manifest.json"
+        self.token = secrets.token_hex(4)
+        self.staging = self.folder / "staging" / self.token
+        self._count = 0
+
+    # -- looking ---------------------------------------------------------------------------------
+
+    def plan(self) -> dict | None:
+        """The stored plan, or None where there is none.
+
+        Raises:
+            SourceError: plan.json is not JSON.
+        """
+        try:
+            return json.loads(self.plan_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError as error:
+            raise SourceError(
+                "is not a folder", file=self.out, key="--out", todo="give --out a folder"
+            ) from error
+        except ValueError as error:
+            raise SourceError(
+                f"is not a plan ({error})", file=self.plan_path, todo="use a new --out"
+            ) from error
+
+    def check(self, plan: dict) -> bool:
+        """True where `out` holds this same job already, False where it is free. Writes nothing.
+
+        Raises:
+            SourceError: `out` holds another job, or something that is no job at all.
+        """
+        stored = self.plan()
+        if stored is not None:
+            changes = differences(stored, plan)
+            if changes:
+                shown = "; ".join(changes[:4])
+                more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
+                raise SourceError(
+                    f"holds another job: {shown}{more}",
+                    file=self.out,
+                    key="--out",
+                    todo="use a new --out, or the options of that job to continue it",
+                )
+            return True
+        if not self.out.exists():
+            return False
+        if not self.out.is_dir():
+            raise SourceError(
+                "is not a folder", file=self.out, key="--out", todo="give --out a folder"
+            )
+        # A driver that died before its plan was written leaves these and no more.
+        inside = {entry.name for entry in self.out.iterdir()} - {FOLDER}
+        if self.folder.is_dir():
+            inside |= {entry.name for entry in self.folder.iterdir()} - {"lock", "staging"}
+        if inside:
+            raise SourceError(
+                f"is not empty (it has {sorted(inside)[0]!r}) and holds no job",
+                file=self.out,
+                key="--out",
+                todo="use a new or empty --out",
+            )
+        return False
+
+    def shard_name(self, split: str, index: int) -> str:
+        """The name of a shard in the ledger, as in `train-00003`."""
+        return f"{split}-{index:05d}"
+
+    def entry(self, split: str, index: int) -> dict | None:
+        """What was recorded of a shard (see `publish`), or None; its file is not looked at."""
+        path = self.folder / "shards" / f"{self.shard_name(split, index)}.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def entries(self) -> dict[str, dict]:
+        """Every recorded entry by shard name; files are not looked at."""
+        found = {}
+        for path in sorted((self.folder / "shards").glob("*.json")):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def done(self, split: str, index: int, final: Path) -> dict | None:
+        """The recorded entry of a shard whose file is in place at its recorded size, else None."""
+        entry = self.entry(split, index)
+        if entry is None:
+            return None
+        try:
+            size = final.stat().st_size
+        except FileNotFoundError:
+            return None
+        return entry if size == entry["result"]["bytes"] else None
+
+    def complete(self) -> bool:
+        """True once the manifest, the last file of a job, is in place."""
+        return self.manifest_path.is_file()
+
+    def running(self) -> bool:
+        """True while a driver holds the lock (on this machine or, where flock spans them, any)."""
+        try:
+            handle = os.open(self.folder / "lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+
+    def episodes_under_way(self) -> int:
+        """Episodes made of shards not yet published, from the counters that actors keep."""
+        total = 0
+        with contextlib.suppress(OSError):
+            for counter in (self.folder / "staging").glob("*/*.count"):
+                with contextlib.suppress(OSError):
+                    total += counter.stat().st_size
+        return total
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def opened(self, plan: dict) -> Iterator[bool]:
+        """Hold `out` as its one driver; yields True where the job is resumed.
+
+        Raises:
+            SourceError: another driver holds it, or as `check`.
+            OSError: it cannot be written.
+        """
+        self.check(plan)  # before the first write
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        held = False
+        try:
+            self._lock(handle)
+            held = True
+            resumed = self.check(plan)  # again: another driver may have begun in between
+            # What a killed driver left. Its actors, should one live on, find their folder gone.
+            self._clear_staging()
+            self.staging.mkdir(parents=True)
+            crash_point("locked")
+            if not resumed:
+                self.write(self.plan_path, to_json(plan))
+                sync_folder(self.out)
+                sync_folder(self.out.parent)
+            (self.folder / "shards").mkdir(exist_ok=True)
+            crash_point("planned")
+            yield resumed
+        finally:
+            if held:  # a driver refused at the lock must leave the other's staging alone
+                self._clear_staging()
+            os.close(handle)
+
+    def _clear_staging(self) -> None:
+        folder = self.folder / "staging"
+        for _ in range(20):  # an orphaned actor may add a file between the listing and the rmdir
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                return
+            time.sleep(0.05)
+
+    def _lock(self, handle: int) -> None:
+        until = time.monotonic() + _LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise SourceError(
+                        "another run is writing here",
+                        file=self.out,
+                        key="--out",
+                        todo="wait for it (see `wristaugment status`) or use a new --out",
+                    ) from None
+                time.sleep(0.05)
+
+    def stage(self, name: str) -> Path:
+        """A path in staging that no other attempt has had."""
+        self._count += 1
+        return self.staging / f"{self._count}-{name}"
+
+    def write(self, path: Path, text: str) -> None:
+        """Write a file whole or not at all: stage, fsync, rename, fsync of its folder."""
+        staged = self.stage(path.name)
+        with open(staged, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(staged, path)
+        sync_folder(path.parent)
+
+    def publish(self, split: str, index: int, staged: Path, final: Path, entry: dict) -> None:
+        """Put a finished shard in its place and record it. Only the driver calls this.
+
+        Args:
+            staged: the whole, fsynced file in staging.
+            final: where it belongs in the copy.
+            entry: {"result": the writer's ShardResult as a dict, "quality": [one dict an episode]};
+                the file's name is recorded with it.
+
+        Raises:
+            SourceError: the staged file is not there, or not as long as the result says.
+        """
+        size = staged.stat().st_size if staged.exists() else None
+        if size != entry["result"]["bytes"]:
+            raise SourceError(
+                f"staged shard has {size} bytes, expected {entry['result']['bytes']}",
+                file=final,
+                key="--out",
+                todo="with --address, --out must be one folder that every machine sees",
+            )
+        crash_point("staged")
+        _make_folders(final.parent, self.out)
+        os.rename(staged, final)
+        sync_folder(final.parent)
+        crash_point("renamed")
+        path = self.folder / "shards" / f"{self.shard_name(split, index)}.json"
+        self.write(path, to_json({**entry, "file": final.name}))
+        crash_point("recorded")
+
+    def reopen(self) -> None:
+        """Say that the dataset is not complete (any more): a shard of a finished job was lost."""
+        with contextlib.suppress(FileNotFoundError):
+            self.manifest_path.unlink()
+            sync_folder(self.folder)
+
+    def finish(self, manifest: str) -> None:
+        """Write the manifest, which marks the dataset as complete."""
+        self.write(self.manifest_path, manifest)
+        crash_point("complete")
+
+
+def _make_folders(folder: Path, above: Path) -> None:
+    """mkdir -p, with each new name made durable in its parent."""
+    if folder == above or folder.is_dir():
+        return
+    _make_folders(folder.parent, above)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)

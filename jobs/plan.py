@@ -1,0 +1,193 @@
+"""The plan: everything that decides the bytes of a copy, and nothing else.
+
+Two runs with equal plans make equal trees, so a plan is what tells "continue" from "another job".
+It has no absolute path, time, host or number of actors in it. It is plain JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .. import __version__
+from ..augment.recipe import weights_folder
+from ..readers.errors import SourceError
+from ..readers.tfds_folder import FEATURES, INFO
+from ..writers.rlds import other_files
+
+_EDGE = 64 * 1024  # bytes hashed at each end of a shard; a whole one may be gigabytes
+_SIZE = re.compile(r"^(\d+)x(\d+)$")
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a whole file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def edge_sha256(path: Path) -> str:
+    """The SHA-256 of a file's size, first and last 64 KiB: cheap, and tells shards apart."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        digest.update(file.read(_EDGE))
+        if size > _EDGE:
+            file.seek(max(_EDGE, size - _EDGE))
+            digest.update(file.read(_EDGE))
+    return digest.hexdigest()
+
+
+def source_fingerprint(dataset, shards: Iterable) -> dict:
+    """What the source is, by content: {"shards": {file: [size, hash]}, "files": {file: hash}}.
+
+    Args:
+        dataset: the opened source.
+        shards: ShardFile objects that will be read (only `path` is used).
+
+    Raises:
+        SourceError: a shard that dataset_info.json promises is not there.
+    """
+    found: dict[str, list] = {}
+    for shard in shards:
+        path = Path(shard.path)
+        try:
+            found[path.name] = [path.stat().st_size, edge_sha256(path)]
+        except FileNotFoundError as error:
+            raise SourceError(
+                "this shard is missing",
+                file=path,
+                todo="fetch it, or leave it out with --split or --episodes",
+            ) from error
+    others = {dataset.folder / FEATURES, dataset.folder / INFO, *other_files(dataset)}
+    files = {
+        path.relative_to(dataset.folder).as_posix(): file_sha256(path) for path in sorted(others)
+    }
+    return {"shards": found, "files": files}
+
+
+def weights_fingerprint(recipe, weights: Path | None) -> dict[str, str]:
+    """{file name: SHA-256} of what the recipe loads; empty where it loads nothing.
+
+    Raises:
+        SourceError: --weights for a recipe that has none, or a folder without weights.
+    """
+    folder = weights_folder(recipe, weights)
+    if folder is None:
+        if weights is not None:
+            raise SourceError(
+                f"recipe {recipe.name!r} uses no weights", key="--weights", todo="leave it out"
+            )
+        return {}
+    found = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".json"))
+    if not any(path.suffix == ".safetensors" for path in found):
+        raise SourceError(
+            f"no weights (*.safetensors) of recipe {recipe.name!r} are here",
+            file=folder,
+            key="--weights",
+            todo="give --weights the folder that `wristaugment train` wrote, or reinstall",
+        )
+    return {path.name: file_sha256(path) for path in found}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) from "HxW", as in "128x128".
+
+    Raises:
+        SourceError: it is not of that form, or a side is outside 8..2048.
+    """
+    match = _SIZE.match(text.strip().lower())
+    sides = tuple(int(side) for side in match.groups()) if match else ()
+    if len(sides) != 2 or not all(8 <= side <= 2048 for side in sides):
+        raise SourceError(
+            f"{text!r} is not HEIGHTxWIDTH with sides from 8 to 2048",
+            key="--wrist-size",
+            todo="give it as in 128x128",
+        )
+    return sides[0], sides[1]
+
+
+def split_values(values: Sequence[str] | None) -> list[str] | None:
+    """["a,b", "c"] -> ["a", "b", "c"]; None and an empty list stay "not given" (None)."""
+    names = [name.strip() for value in values or () for name in value.split(",")]
+    return [name for name in names if name] or None
+
+
+def plain(value: object) -> object:
+    """`value` as JSON can hold it: dataclasses to dicts, tuples to lists, paths to their names."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.name
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def make_plan(
+    dataset,
+    *,
+    source: dict,
+    splits: Sequence[str],
+    limit: int | None,
+    recipe: object,
+    weights: dict[str, str],
+    device: str,
+    wrist_key: str,
+    wrist_size: tuple[int, int],
+    pose: str,
+    seed: int,
+    replace: bool,
+) -> dict:
+    """The plan of a job, ready for JSON.
+
+    Args:
+        dataset: the opened source.
+        source: `source_fingerprint` of it.
+        recipe: the recipe (its name and every field of it count).
+        weights: file -> SHA-256 of the weights that the recipe uses.
+        device: "cpu" or "cuda". It counts: their arithmetic rounds differently.
+    """
+    return {
+        "wristaugment": __version__,
+        "dataset": dataset.name,
+        "version": dataset.version,
+        "place": dataset.place.as_posix(),
+        "profile": plain(dataset.profile),
+        "anchor_keys": [camera.key for camera in dataset.profile.anchors],
+        "source": source,
+        "splits": list(splits),
+        "episodes": limit,
+        "recipe": plain(recipe),
+        "weights": dict(weights),
+        "device": device,
+        "wrist_key": wrist_key,
+        "wrist_size": list(wrist_size),
+        "pose": pose,
+        "seed": seed,
+        "replace": replace,
+    }
+
+
+def differences(stored: object, asked: object, name: str = "") -> list[str]:
+    """Where two plans differ, each as "name is X there and Y here", in a fixed order."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        found = []
+        for key in sorted(stored.keys() | asked.keys()):
+            inner = f"{name}.{key}" if name else str(key)
+            found += differences(stored.get(key), asked.get(key), inner)
+        return found
+    if stored == asked:
+        return []
+    return [f"{name} is {_short(stored)} there and {_short(asked)} here"]
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 120 else text[:117] + "..."

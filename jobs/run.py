@@ -1,0 +1,263 @@
+"""`wristaugment run`: the main job. A dataset in, the same dataset with a wrist view out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from shlex import quote
+
+from .interrupt import EXIT_CODE, Interrupted, arm, armed, check
+from .output import COMPLETE, QUARANTINED, DiskError, JobError, bad_lines, speaker, write_json
+
+_EPILOG = """\
+examples:
+  what would be done, what it costs; writes nothing:
+    wristaugment run --dataset droid --data-dir /data --out /data/droid-wrist --dry-run
+  the first 20 episodes of the training split, on two actors:
+    wristaugment run --dataset droid --data-dir /data --out out --split train --episodes 20 \\
+        --num-actors 2
+  an Open-X set that has no profile of its own; its cameras are named:
+    wristaugment run --dataset my_set --data-dir /data/my_set/0.1.0 --out out \\
+        --anchor-keys image_0,image_1
+  on a Ray cluster that is up already (--data-dir and --out on a file system all machines see):
+    wristaugment run --dataset droid --data-dir /nfs/data --out /nfs/out --address auto
+
+Killed, crashed, interrupted? Run the same command again: finished shards are kept, and the dataset
+comes out byte for byte as if nothing had happened. `wristaugment status OUT` says how far it is.
+
+exit codes: 0 complete; 1 internal fault; 2 refused (nothing was written); 3 complete, with records
+that could not be made (listed); 4 no space or no permission; 75 interrupted, run it again
+"""
+
+
+def add_parser(subparsers) -> None:
+    """Register the command line of `run`."""
+    parser = subparsers.add_parser(
+        "run",
+        help="add a synthetic wrist view to a dataset",
+        description="Copy a dataset and add a synthetic wrist view to every episode of the copy. "
+        "Every original byte is kept.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_argument_group("source")
+    source.add_argument(
+        "--dataset",
+        required=True,
+        help="its name: droid, bridge_dataset, or any with --anchor-keys",
+    )
+    source.add_argument(
+        "--data-dir", required=True, metavar="DIR", help="TFDS root, dataset or version folder"
+    )
+    source.add_argument(
+        "--anchor-keys",
+        nargs="+",
+        metavar="KEY",
+        help="third-person cameras, as in image_0 or observation/image_0 (default: the profile's)",
+    )
+    source.add_argument("--split", nargs="+", metavar="S", help="only these splits (default: all)")
+    source.add_argument(
+        "--episodes", type=int, metavar="N", help="only the first N episodes (default: all)"
+    )
+    result = parser.add_argument_group("result")
+    result.add_argument("--out", required=True, metavar="OUT", help="folder for the copy")
+    result.add_argument(
+        "--wrist-key",
+        default="wrist_rgb",
+        metavar="K",
+        help="name of the new stream under steps/observation (default: %(default)s)",
+    )
+    result.add_argument(
+        "--wrist-size", metavar="HxW", help="its size in pixels (default: the recipe's own)"
+    )
+    result.add_argument(
+        "--replace", action="store_true", help="allow --wrist-key to name a stream that exists"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--recipe", default="nano", help="default: %(default)s")
+    how.add_argument("--weights", metavar="DIR", help="weights of your own for the recipe")
+    how.add_argument(
+        "--pose",
+        choices=("auto", "measured", "head"),
+        default="auto",
+        help="wrist pose from calibration and kinematics, from the wrist head, or the first where "
+        "the dataset has it (default: %(default)s)",
+    )
+    how.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    how.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="default: GPUs where there are any. It is part of the job: they round differently",
+    )
+    how.add_argument(
+        "--num-actors",
+        type=int,
+        metavar="N",
+        help="work on N shards at a time (default: one per GPU, else per core); "
+        "has no influence on the bytes",
+    )
+    how.add_argument(
+        "--address", metavar="ADDR", help="Ray cluster to use (default: one on this machine)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done and what it costs"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the summary as JSON (- = stdout)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the job; returns the exit code.
+
+    Raises:
+        SourceError: refused; nothing was written.
+    """
+    from .job import prepare
+
+    say = speaker(args.json)
+    with contextlib.ExitStack() as stack:
+        job = prepare(args, stack)
+        if args.dry_run:
+            from .dryrun import estimate
+
+            return estimate(job, args, say)
+        stack.enter_context(armed())
+        return _execute(job, args, say)
+
+
+def _execute(job, args, say) -> int:
+    """Make what is missing, publish it, finish the dataset, and say what came of it."""
+    ledger, done, resumed = job.ledger, 0, 0
+    try:
+        with ledger.opened(job.plan):
+            entries = {
+                task: entry
+                for task in job.tasks
+                if (entry := ledger.done(task.split, task.index, job.final(task)))
+            }
+            resumed = sum(task.episodes for task in entries)
+            kept = sum(entry["result"]["records"] for entry in entries.values())
+            done = len(entries)
+            pending = [task for task in job.tasks if task not in entries]
+            if pending:
+                ledger.reopen()
+                with contextlib.closing(_made(job, args, pending, resumed, say)) as made:
+                    for task, entry in made:
+                        entries[task] = entry
+                        done = len(entries)
+            summary = _finish(job, [entries[task] for task in job.tasks])
+    except Interrupted as error:
+        say(
+            f"interrupted ({error}); {done} of {len(job.tasks)} shards are done; "
+            "run the same command to go on"
+        )
+        return EXIT_CODE
+    summary |= {"resumed_episodes": kept, "made_episodes": summary["episodes"] - kept}
+    summary |= {"out": str(ledger.out), "folder": str(job.copy.folder)}
+    write_json(args.json, summary)
+    for line in _closing(job, args, summary):
+        say(line)
+    return QUARANTINED if summary["bad"] else COMPLETE
+
+
+def _made(job, args, pending, resumed, say):
+    """Make the pending tasks in actors; yields (task, ledger entry), each published."""
+    from .pool import ActorPool
+    from .progress import Progress
+
+    check()  # starting takes seconds
+    with job.start_cluster(args.num_actors, len(pending)) as cluster:
+        arm()  # ray.init has put its own handler in place
+        check()
+        count = job.actors(cluster, args.num_actors, len(pending))
+        total = sum(task.episodes for task in job.tasks)
+        say(
+            f"{total} episodes in {len(job.tasks)} shards, {resumed} of them done; "
+            f"{count} actor{'s' if count != 1 else ''} on {job.work.device}"
+        )
+        progress = Progress(total, resumed)
+        published = resumed
+        pool = ActorPool(cluster, job.work, count, job.ledger, progress.say)
+
+        def tick() -> None:
+            check()
+            progress.update(published + job.ledger.episodes_under_way())
+
+        try:
+            for task, outcome, staged in pool.run(pending, tick):
+                if outcome.kind == "disk":
+                    raise DiskError(outcome.text)
+                if outcome.kind == "refused":
+                    raise JobError(f"{outcome.text}; what is done is kept")
+                check()
+                job.ledger.publish(task.split, task.index, staged, job.final(task), outcome.entry)
+                published += task.episodes
+                progress.update(published + job.ledger.episodes_under_way())
+                yield task, outcome.entry
+        finally:
+            progress.close()
+
+
+def _finish(job, entries: list[dict]) -> dict:
+    """Metadata, card and manifest of a job whose shards are all there; returns the summary.
+
+    Everything is written again when a finished job is run again: it is cheap, gives the same bytes,
+    and repairs what was lost.
+    """
+    from ..writers.rlds import LEFT_OUT, PLACEHOLDER, ShardResult
+    from .ledger import crash_point, to_json
+    from .snippets import card
+
+    crash_point("finishing")
+    job.copy.finish([ShardResult(**entry["result"]) for entry in entries])
+    crash_point("finished")
+    quality = [item for entry in entries for item in entry["quality"]]
+    bad = [item for entry in entries for item in entry["result"]["bad"]]
+    frames = sum(item["frames"] for item in quality)
+    weigh = lambda key: sum(item[key] * item["frames"] for item in quality)
+    totals = {
+        "episodes": sum(entry["result"]["records"] for entry in entries),
+        "lost_episodes": sum(item["count"] for item in bad if item["what"] == LEFT_OUT),
+        "blank_episodes": sum(item["count"] for item in bad if item["what"] == PLACEHOLDER),
+        "shards": len(entries),
+        "frames": frames,
+        "valid_frames": round(weigh("valid")),
+        "coverage": round(weigh("coverage") / frames, 4) if frames else 0.0,
+        "bytes": sum(entry["result"]["bytes"] for entry in entries),
+        "bad": bad,
+    }
+    ledger = job.ledger
+    text = card(job.plan, {**totals, "bad": len(bad)}, job.replaces)
+    ledger.write(ledger.folder / "README.md", text)
+    facts = {key: value for key, value in job.plan.items() if key != "source"}
+    hashes = {entry_name(entry): entry["result"]["sha256"] for entry in entries}
+    ledger.finish(
+        to_json({**facts, "synthetic": True, **totals, "shard_sha256": hashes, "records": quality})
+    )
+    return totals
+
+
+def entry_name(entry: dict) -> str:
+    """The shard that a ledger entry is of, as in "train/3"."""
+    return f"{entry['result']['split']}/{entry['result']['shard']}"
+
+
+def _closing(job, args, summary: dict) -> list[str]:
+    from .progress import size
+
+    bad = summary["bad"]
+    lines = [
+        f"done: {summary['episodes']} episodes ({summary['made_episodes']} made now, "
+        f"{summary['resumed_episodes']} before), {summary['frames']} frames, "
+        f"{summary['valid_frames']} of them valid; {size(summary['bytes'])}",
+        f"dataset: {job.copy.folder}",
+    ]
+    if bad:
+        lines.append(f"{len(bad)} records could not be made; the rest is complete:")
+        lines += bad_lines(bad, limit=20)
+    lines += [
+        f"card and settings for training: {job.ledger.folder / 'README.md'}",
+        f"check it: wristaugment verify {quote(args.out)} --source {quote(args.data_dir)}",
+        f"read it: tfds.builder_from_directory({str(job.copy.folder)!r}).as_dataset()",
+    ]
+    return lines

@@ -1,0 +1,101 @@
+"""Stage 2 on an episode: condition maps, anchors and language -> the wrist video."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.generator import Condition, WristGenerator, sample
+from ..readers.episode import View
+from .project import Conditions
+from .recipe import Recipe
+from .reconstruct import resize_frames
+
+ANCHOR_SIZE = (90, 160)  # anchors as the anchor encoder is given them
+
+
+def to_condition(
+    generator: WristGenerator, maps: Conditions, anchors: list[View], language: str, t: np.ndarray
+) -> Condition:
+    """The generator's input for the timesteps `t` [n] of an episode, a batch of one."""
+
+    def plane(values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values[t]).float()[None, :, None]
+
+    filled = torch.as_tensor(maps.filled[t]).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+    views = anchors[: generator.config.views]
+    frames = torch.stack([resize_frames(v.frames[t], ANCHOR_SIZE) for v in views], dim=1)
+    return Condition(
+        filled=filled,
+        covered=plane(maps.covered),
+        nearness=plane(maps.nearness),
+        anchors=frames[None],
+        text=generator.text.tokenize([language]),
+    )
+
+
+def clip_windows(length: int, clip: int, overlap: int) -> list[np.ndarray]:
+    """Timesteps of each clip: `clip` long, `overlap` shared with the clip before.
+
+    An episode shorter than a clip is padded by repeating its last step; the last clip of a longer
+    one is moved back to end where the episode ends.
+    """
+    if length <= clip:
+        return [np.minimum(np.arange(clip), length - 1)]
+    starts = list(range(0, length - clip, clip - overlap)) + [length - clip]
+    return [np.arange(start, start + clip) for start in starts]
+
+
+def blend_weights(clip: int, overlap: int) -> np.ndarray:
+    """[clip] weights that rise over the overlap, so that two clips cross-fade."""
+    ramp = np.minimum(np.arange(1, clip + 1), np.arange(clip, 0, -1)) / (overlap + 1)
+    return np.minimum(ramp, 1.0).astype(np.float32)
+
+
+def generate(
+    generator: WristGenerator,
+    maps: Conditions,
+    anchors: list[View],
+    language: str,
+    recipe: Recipe,
+    seed: int,
+    progress=None,
+) -> np.ndarray:
+    """The wrist video [T, H, W, 3] uint8.
+
+    Every timestep has its own noise, a function of `seed` and the step alone, so overlapping clips
+    start from the same noise and agree where they meet.
+
+    Args:
+        progress: called with the number of timesteps that each clip finished.
+    """
+    device = next(generator.parameters()).device
+    T, (H, W) = len(maps.filled), recipe.wrist_size
+    noise = torch.stack(
+        [
+            torch.randn(3, H, W, generator=torch.Generator().manual_seed((seed + t) % 2**63))
+            for t in range(T)
+        ]
+    )
+    total = torch.zeros(T, 3, H, W)
+    weight = torch.zeros(T, 1, 1, 1)
+    ramp = torch.as_tensor(blend_weights(recipe.clip, recipe.overlap))
+    for window in clip_windows(T, recipe.clip, recipe.overlap):
+        condition = to_condition(generator, maps, anchors, language, window)
+        condition = Condition(**{k: v.to(device) for k, v in vars(condition).items()})
+        clip = sample(
+            generator,
+            condition,
+            noise[window][None].to(device),
+            steps=recipe.steps,
+            guidance=recipe.guidance,
+            shift=recipe.shift,
+        )[0].cpu()
+        fresh = len(np.unique(window))
+        total[window[:fresh]] += clip[:fresh] * ramp[:fresh, None, None, None]
+        weight[window[:fresh]] += ramp[:fresh, None, None, None]
+        if progress is not None:
+            progress(fresh)
+    video = (total / weight + 1) * 127.5
+    return video.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()

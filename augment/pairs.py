@@ -1,0 +1,177 @@
+"""The episodes of an evaluation: each with its recorded wrist view, and a copy's frames."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from ..readers import open_dataset
+from ..readers.episode import Episode, Record, WristStream
+from ..readers.errors import SourceError
+from ..readers.rlds import RawRecord, RldsDataset
+from ..readers.tfds_folder import ShardFile, Split
+from ..writers.rlds import VALID
+
+Pair = tuple[Episode | None, WristStream | None]
+
+
+class MismatchError(SourceError):
+    """Copy and source are not of one dataset: it concerns every episode, so it ends the walk."""
+
+
+@dataclass
+class Pairs:
+    """Episodes with a recorded wrist view, each with the stream of the copy where one is given.
+
+    Iterating yields (Episode, stream or None), or (None, None) for a record that had to be left
+    out; `left_out` says which and why.
+    """
+
+    dataset: RldsDataset
+    against: str
+    splits: list[Split]
+    limit: int | None
+    copy: RldsDataset | None = None
+    wrist_key: str = ""
+    left_out: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """How many records will be looked at."""
+        count = sum(split.records for split in self.splits)
+        return count if self.limit is None else min(count, self.limit)
+
+    @contextlib.contextmanager
+    def leaving_out(self, record: Record) -> Iterator[None]:
+        """Turns a SourceError inside into an entry of `left_out`."""
+        try:
+            yield
+        except MismatchError:
+            raise
+        except SourceError as error:
+            self.left_out.append({"record": str(record), "reason": str(error)})
+
+    def __iter__(self) -> Iterator[Pair]:
+        return islice(self._walk(), self.limit)
+
+    def _walk(self) -> Iterator[Pair]:
+        for split in self.splits:
+            for shard in split.shards:
+                theirs = self._copied(split, shard)
+                for raw in self.dataset.records(shard):
+                    episode = stream = None
+                    with self.leaving_out(raw.record):
+                        # The copy leaves out what has no length, so only the others pair up.
+                        self.dataset.steps(raw)
+                        twin = next(theirs, None) if theirs is not None else None
+                        found = self.dataset.episode(raw, wrist=self.against)
+                        if theirs is not None:
+                            stream = self._stream(twin, found)
+                        episode = found
+                    yield episode, stream
+
+    def _copied(self, split: Split, shard: ShardFile) -> Iterator[RawRecord] | None:
+        """The readable records of the copy's twin of a shard; None where no copy is scored."""
+        if self.copy is None:
+            return None
+        twin = next((s for s in self.copy.splits if s.name == split.name), None)
+        if twin is None or shard.index >= len(twin.shards):
+            return iter(())
+        return (r for r in self.copy.records(twin.shards[shard.index]) if r.error is None)
+
+    def _stream(self, twin: RawRecord | None, episode: Episode) -> WristStream:
+        """The generated stream of an episode in the copy, whose anchors must be the same."""
+        if twin is None:
+            raise SourceError(
+                "the copy does not hold this episode",
+                file=self.copy.folder,
+                record=episode.record.index,
+                todo="finish it with `wristaugment run`, or score fewer with --episodes or --split",
+            )
+        other = self.copy.episode(twin, wrist=self.wrist_key)
+        same = len(other.anchors) == len(episode.anchors) and all(
+            a.key == b.key and np.array_equal(a.frames, b.frames)
+            for a, b in zip(other.anchors, episode.anchors, strict=True)
+        )
+        if not same:
+            raise MismatchError(
+                "the copy holds another episode here than the source",
+                file=self.copy.file_of(twin.record),
+                record=twin.record.index,
+                todo="give --data-dir the dataset that the copy was made from",
+            )
+        assert other.wrist is not None
+        flags = self.copy.features.find(VALID)
+        steps = other.length
+        valid = np.ones(steps, bool)
+        if flags is not None:
+            valid = self.copy.index(twin).numbers(flags.flat).astype(bool)
+        return WristStream(other.wrist.frames, valid, np.full(steps, np.nan, np.float32))
+
+
+def open_pairs(
+    data_dir: str,
+    dataset: str,
+    *,
+    against: str,
+    anchor_keys: list[str] | None = None,
+    splits: list[str] | None = None,
+    limit: int | None = None,
+    copy: str | None = None,
+    wrist_key: str = "wrist_rgb",
+) -> Pairs:
+    """Opens the dataset, and the copy if one is given, and checks all that can be checked ahead.
+
+    Raises:
+        SourceError: a folder, split or key that is not there, or one that makes no sense.
+    """
+    if limit is not None and limit < 1:
+        raise SourceError(f"{limit} episodes", key="--episodes", todo="give 1 or more")
+    source = open_dataset(Path(data_dir), dataset, anchor_keys=anchor_keys)
+    key = picture_key(source, against, "--against")
+    if key in [camera.key for camera in source.profile.anchors]:
+        raise SourceError(
+            "is an anchor view, so ways could copy from what they are scored against",
+            file=source.folder,
+            key=key,
+            todo="take it out of --anchor-keys, or name another with --against",
+        )
+    names = [split.name for split in source.splits]
+    for name in splits or ():
+        if name not in names:
+            raise SourceError(
+                f"there is no split {name!r}",
+                file=source.folder,
+                key="--split",
+                todo=f"name one of: {', '.join(names)}",
+            )
+    chosen = [split for split in source.splits if splits is None or split.name in splits]
+    pairs = Pairs(source, key, chosen, limit)
+    if copy is not None:
+        pairs.copy = open_dataset(Path(copy), dataset, anchor_keys=anchor_keys)
+        pairs.wrist_key = picture_key(pairs.copy, wrist_key, "--wrist-key")
+    return pairs
+
+
+def picture_key(dataset, name: str, option: str) -> str:
+    """The canonical key of a stream of pictures that a user named with `option`.
+
+    Raises:
+        SourceError: there is none of that name; lists those that there are.
+    """
+    leaf = dataset.features.find(name)
+    if leaf is None or not leaf.is_picture:
+        keys = ", ".join(found.key for found in dataset.features.pictures()) or "none"
+        what = "there is no such key" if leaf is None else "this is no stream of RGB pictures"
+        raise SourceError(
+            f"{what}; the dataset's image keys are: {keys}",
+            file=dataset.folder,
+            key=name,
+            todo=f"name one of them with {option}",
+        )
+    return leaf.key

@@ -1,0 +1,169 @@
+"""One episode through both stages: reconstruct, project, generate."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..models.checkpoints import load_weights, read_config, sha256
+from ..models.generator import GeneratorConfig, WristGenerator
+from ..models.vggt import VGGT, VGGTConfig
+from ..readers.episode import Episode, WristStream
+from ..readers.errors import SourceError
+from .generate import generate
+from .project import Conditions, condition_maps, scaled_wrist_K
+from .recipe import Recipe, get_recipe, weights_folder
+from .reconstruct import Reconstruction, reconstruct
+
+RECONSTRUCTION = "reconstruction.safetensors"
+GENERATION = "generation.safetensors"
+
+
+def load_reconstruction(path: Path) -> VGGT:
+    """The VGGT that a weights file describes, in evaluation mode."""
+    config = read_config(path)
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    network = VGGT(VGGTConfig(**tuples))
+    load_weights(path, network)
+    return network.eval()
+
+
+def load_generator(path: Path) -> WristGenerator:
+    """The generator that a weights file describes, in evaluation mode."""
+    network = WristGenerator(GeneratorConfig(**read_config(path)))
+    load_weights(path, network)
+    return network.eval()
+
+
+def weight_files(recipe: Recipe, weights: Path | None = None) -> list[Path]:
+    """The files a recipe loads."""
+    folder = weights_folder(recipe, weights)
+    if folder is None:
+        return []
+    names = [RECONSTRUCTION] + ([GENERATION] if recipe.generator == "wrist-dit" else [])
+    return [folder / name for name in names]
+
+
+class Augmenter:
+    """Holds a recipe's networks and makes wrist streams with them.
+
+    Args:
+        recipe: a name or a Recipe. device: where the networks run. weights: a folder to take them
+            from in place of the recipe's own.
+
+    Raises WeightsError for weights that are missing or do not fit.
+    """
+
+    def __init__(
+        self, recipe: str | Recipe = "nano", *, device: str = "cpu", weights: Path | None = None
+    ):
+        self.recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        files = weight_files(self.recipe, weights)
+        self.reconstruction = load_reconstruction(files[0]).to(device)
+        self.generator = load_generator(files[1]).to(device) if len(files) > 1 else None
+        self.fingerprint = {file.name: sha256(file) for file in files}
+
+    def reconstruct(self, episode: Episode, pose: str = "auto") -> Reconstruction:
+        """Stage 1 alone; SourceError where the episode cannot be reconstructed."""
+        if not episode.anchors:
+            listed = "; ".join(f"{key}: {why}" for key, why in episode.dropped.items())
+            raise SourceError(
+                f"no anchor view carries a picture ({listed or 'none was read'})",
+                record=episode.record.index,
+                todo="name other cameras with --anchor-keys",
+            )
+        try:
+            return reconstruct(self.reconstruction, episode, self.recipe, pose=pose)
+        except ValueError as error:
+            raise SourceError(str(error), record=episode.record.index) from error
+
+    def project(self, episode: Episode, geometry: Reconstruction) -> tuple[Conditions, np.ndarray]:
+        """Condition maps and the wrist intrinsics [3, 3] they were made with."""
+        K = scaled_wrist_K(episode.wrist_K, episode.wrist_size, geometry.wrist_fov, self.recipe)
+        maps = condition_maps(
+            episode.anchors,
+            geometry.depth,
+            geometry.confidence,
+            geometry.K,
+            geometry.pose,
+            K,
+            geometry.wrist_pose,
+            self.recipe,
+        )
+        return maps, K.numpy()
+
+    @torch.no_grad()
+    def __call__(
+        self, episode: Episode, *, seed: int, pose: str = "auto", progress=None
+    ) -> WristStream:
+        """The wrist stream of an episode.
+
+        Args:
+            seed: of the sampler's noise. pose: see `reconstruct.reconstruct`.
+            progress: called with the number of timesteps finished, as they finish.
+        """
+        seconds: dict[str, float] = {}
+
+        @contextmanager
+        def clock(stage: str):
+            start = time.perf_counter()
+            yield
+            seconds[stage] = time.perf_counter() - start
+
+        with clock("reconstruct"):
+            geometry = self.reconstruct(episode, pose)
+        with clock("project"):
+            maps, K = self.project(episode, geometry)
+        if self.generator is None:
+            frames = maps.filled.copy()
+        else:
+            with clock("generate"):
+                frames = generate(
+                    self.generator,
+                    maps,
+                    episode.anchors,
+                    episode.language,
+                    self.recipe,
+                    seed,
+                    progress,
+                )
+        valid = maps.coverage >= self.recipe.min_coverage
+        frames[~valid] = 0
+        return WristStream(
+            frames=frames,
+            valid=valid,
+            coverage=maps.coverage,
+            condition=maps.color,
+            holes=~maps.covered,
+            pose=geometry.wrist_pose.numpy(),
+            K=K,
+            notes=geometry.notes,
+            seconds=seconds,
+        )
+
+
+def make_augmenter(
+    recipe: str | Recipe,
+    *,
+    device: str = "cpu",
+    weights: Path | None = None,
+    wrist_size: tuple[int, int] | None = None,
+):
+    """The object that makes wrist streams for a recipe: `Augmenter`, or `ConstantAugmenter`.
+
+    Args:
+        wrist_size: (height, width) in place of the recipe's own.
+    """
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    if wrist_size is not None:
+        recipe = replace(recipe, wrist_size=tuple(wrist_size))
+    if recipe.generator == "constant":
+        from .constant import ConstantAugmenter
+
+        return ConstantAugmenter(recipe)
+    return Augmenter(recipe, device=device, weights=weights)

@@ -1,0 +1,317 @@
+"""Training of stage 1 on a corpus with depth and calibration: depth, cameras, the wrist by SPC."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models.checkpoints import save_weights
+from ..models.geometry import (
+    calibrated_rays,
+    decode_pose,
+    encode_pose,
+    project,
+    rescale_intrinsics,
+    rotation_angle,
+    transform,
+    unproject,
+)
+from ..models.spc import spc_loss
+from ..models.vggt import VGGT, Geometry, VGGTConfig
+from ..readers.episode import Episode, View
+from .corpus import Arrays, require_calibration
+from .recipe import Recipe
+from .reconstruct import network_size, resize_frames
+from .training import Schedule, train
+
+NANO = VGGTConfig(
+    dim=192,
+    depth=4,
+    heads=3,
+    encoder_depth=2,
+    encoder_heads=3,
+    grid=14,
+    layers=(0, 1, 2, 3),
+    dpt_features=32,
+    dpt_widths=(32, 64, 96, 96),
+    camera_depth=2,
+    camera_heads=6,
+    heads_built=("camera", "depth", "wrist"),
+    ray_channels=9,
+    wrist={"dim": 192, "depth": 3, "heads": 8, "queries": 4},
+)
+WRIST_GRID = (18, 32)  # wrist pixels that correspondences are made of
+
+
+def nearest_resize(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[T, H, W] -> [T, h, w] by the nearest pixel centre: depths must not be mixed."""
+    H, W = depth.shape[1:]
+    rows = ((np.arange(size[0]) + 0.5) * H / size[0]).astype(int)
+    columns = ((np.arange(size[1]) + 0.5) * W / size[1]).astype(int)
+    return depth[:, rows[:, None], columns[None]]
+
+
+def frame_rows(episode: Episode, recipe: Recipe) -> dict[str, np.ndarray]:
+    """One row a timestep of everything that a training step needs."""
+    require_calibration(episode)
+    size = network_size(*episode.anchors[0].size, recipe.pixels)
+    wrist = episode.wrist
+    assert wrist is not None and wrist.depth is not None and wrist.K is not None
+    assert episode.eef_pose is not None
+    T = len(wrist.frames)
+
+    def scaled_K(view: View, to: tuple[int, int]) -> np.ndarray:
+        K = torch.as_tensor(view.K).float()
+        return rescale_intrinsics(K, view.size, to).numpy()
+
+    images = [
+        (resize_frames(v.frames, size) * 255).round().to(torch.uint8).numpy()
+        for v in episode.anchors
+    ]
+    stack = [nearest_resize(v.depth, size) for v in episode.anchors if v.depth is not None]
+    calibration = {
+        "K": np.stack([scaled_K(v, size) for v in episode.anchors]),
+        "pose": np.stack([np.asarray(v.pose, np.float32) for v in episode.anchors]),
+        "wrist_K": scaled_K(wrist, WRIST_GRID),
+    }
+    rows = {name: np.repeat(value[None].astype(np.float32), T, 0)
+            for name, value in calibration.items()}  # fmt: skip
+    measured = episode.measured_wrist_pose()
+    assert measured is not None
+    return rows | {
+        "images": np.stack(images, axis=1),
+        "depth": np.stack(stack, axis=1).astype(np.float16),
+        "wrist_depth": nearest_resize(wrist.depth, WRIST_GRID).astype(np.float16),
+        "wrist_pose": measured.astype(np.float32),
+        "gripper": episode.eef_pose[:, :3, 3].astype(np.float32),
+    }
+
+
+def take_batch(
+    arrays: Arrays, index: np.ndarray, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """Rows `index` as float tensors; with a generator, the views of each in a random order."""
+    batch = {}
+    views = arrays["images"].shape[1]
+    order = torch.arange(views).expand(len(index), views)
+    if generator is not None:
+        order = torch.rand(len(index), views, generator=generator).argsort(dim=1)
+    row = torch.arange(len(index))[:, None]
+    for name in arrays.values:
+        value = torch.as_tensor(np.ascontiguousarray(arrays[name][index]))
+        if name in ("images", "depth", "K", "pose"):
+            value = value[row, order]
+        batch[name] = value.float()
+    batch["images"] /= 255
+    return batch
+
+
+def jitter_colors(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A random gain a channel, offset and contrast, the same for all views of a timestep."""
+    B = len(images)
+
+    def draw(*shape: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=generator)
+
+    gain = draw(B, 1, 3, 1, 1, low=0.85, high=1.15) * draw(B, 1, 1, 1, 1, low=0.8, high=1.2)
+    return (images * gain + draw(B, 1, 1, 1, 1, low=-0.08, high=0.08)).clamp(0, 1)
+
+
+def correspondences(batch: dict[str, Tensor], depth: Tensor, confidence_from: float = 0.015):
+    """Wrist pixels and the anchor points they see, through the corpus's true depth.
+
+    A wrist pixel is matched with an anchor pixel where both see one surface point (their depths
+    agree within `confidence_from` metres); the point is then lifted from the *predicted* depth.
+
+    Args:
+        depth: [B, S, h, w] predicted, metres.
+
+    Returns:
+        points [B, M, 3] in the first anchor's frame, pixels [B, M, 2], valid [B, M].
+    """
+    B, S, h, w = depth.shape
+    z = batch["wrist_depth"]
+    truth = unproject(z, batch["wrist_K"], batch["wrist_pose"]).flatten(1, 2)  # base frame
+    M = truth.shape[1]
+    ys, xs = torch.meshgrid(torch.arange(WRIST_GRID[0]), torch.arange(WRIST_GRID[1]), indexing="ij")
+    pixels = torch.stack([xs, ys], -1).flatten(0, 1).float().expand(B, M, 2)
+    points = torch.zeros(B, M, 3)
+    valid = torch.zeros(B, M, dtype=torch.bool)
+    for s in range(S):
+        uv, seen_z = project(truth, batch["K"][:, s], batch["pose"][:, s])
+        grid = torch.stack([(uv[..., 0] + 0.5) / w, (uv[..., 1] + 0.5) / h], -1) * 2 - 1
+        grid = grid.clamp(-4, 4)[:, :, None]
+
+        def look(image: Tensor, mode: str, grid: Tensor = grid) -> Tensor:
+            return F.grid_sample(image[:, None], grid, mode=mode, align_corners=False)[:, 0, :, 0]
+
+        true_z = look(batch["depth"][:, s], "nearest")
+        inside = (grid.abs() < 1).all(-1)[:, :, 0] & (seen_z > 0.1) & (z.flatten(1) > 0)
+        match = inside & ((true_z - seen_z).abs() < confidence_from) & ~valid
+        guess = look(depth[:, s], "bilinear")
+        ray = torch.cat([uv, torch.ones_like(uv[..., :1])], -1)
+        local = torch.einsum("bij,bmj->bmi", torch.linalg.inv(batch["K"][:, s]), ray)
+        local = local * guess[..., None]
+        # Camera s -> base -> first anchor.
+        to_first = batch["pose"][:, 0] @ torch.linalg.inv(batch["pose"][:, s])
+        points = torch.where(match[..., None], transform(to_first, local), points)
+        valid |= match
+    return points, pixels, valid
+
+
+def bound_gradient(x: Tensor, norm: float) -> Tensor:
+    """`x`, whose gradient is cut to `norm` per sample on the way back.
+
+    The projection's gradient grows as 1/z, and one point close to the camera plane would otherwise
+    outshout every other loss of the step.
+    """
+    if x.requires_grad:
+        x.register_hook(lambda g: g * (norm / g.flatten(1).norm(dim=1).clamp_min(norm)).view(-1, 1))
+    return x
+
+
+def stage_losses(
+    out: Geometry, batch: dict[str, Tensor], *, with_rays: bool, spc_weight: float
+) -> dict[str, Tensor]:
+    """Every loss of stage 1; `loss` is their weighted sum."""
+    assert out.depth is not None and out.depth_confidence is not None
+    assert out.cameras is not None and out.wrist is not None
+    known = (batch["depth"] > 0.05) & (batch["depth"] < 4)
+    error = (out.depth.clamp_min(1e-3).log() - batch["depth"].clamp_min(1e-3).log()).abs()
+    # From the table plane most pixels start nearly right and the arm far off; an absolute error
+    # pulls both alike, and the noise of the many drowns the few for hundreds of steps.
+    cost = (2 * error.square() + 0.2 * error)[known]
+    confidence = out.depth_confidence[known]
+    # Confidence learns how large the error is (Kendall & Gal 2017), and leaves the depth alone: as
+    # a weight on the depth's own loss it would give up on the arm, which is hard at first.
+    depth_loss = cost.mean() + 0.3 * (confidence * cost.detach() - 0.05 * confidence.log()).mean()
+    depth_error = error[known].mean()
+
+    size = (batch["depth"].shape[-2], batch["depth"].shape[-1])
+    first = batch["pose"][:, :1]
+    relative = batch["pose"] @ torch.linalg.inv(first)
+    target = encode_pose(relative, batch["K"], size)
+    camera_loss = torch.zeros(())
+    for i, encoding in enumerate(out.cameras):
+        weight = 0.6 ** (len(out.cameras) - 1 - i)
+        camera_loss = camera_loss + weight * (encoding.float() - target).abs().mean()
+
+    wrist = out.wrist
+    wrist_pose, _ = decode_pose(wrist, size)
+    wrist_true = batch["wrist_pose"] @ torch.linalg.inv(first[:, 0])
+    wrist_target = encode_pose(wrist_true, batch["wrist_K"], WRIST_GRID)
+    wrist_loss = (
+        (wrist[:, :3] - wrist_target[:, :3]).abs().mean()
+        + (wrist_pose[:, :3, :3] - wrist_true[:, :3, :3]).abs().mean()
+        + 0.3 * (wrist[:, 7:] - wrist_target[:, 7:]).abs().mean()
+    )
+    points, pixels, valid = correspondences(batch, out.depth.detach())
+    projecting, _ = decode_pose(bound_gradient(wrist * 1.0, 0.05 / len(wrist)), size)
+    spc = spc_loss(points, pixels, valid, batch["wrist_K"], projecting, WRIST_GRID)
+    loss = 3 * depth_loss + wrist_loss + spc_weight * spc.loss
+    if not with_rays:
+        loss = loss + camera_loss
+    else:
+        loss = loss + 0.2 * camera_loss
+    kind = "rays" if with_rays else "rgb"
+    degrees = rotation_angle(wrist_pose[:, :3, :3], wrist_true[:, :3, :3]).median()
+    centre = -(wrist_pose[:, :3, :3].mT @ wrist_pose[:, :3, 3:])
+    true_centre = -(wrist_true[:, :3, :3].mT @ wrist_true[:, :3, 3:])
+    return {
+        "loss": loss,
+        f"depth_{kind}": depth_error.detach(),
+        f"camera_{kind}": camera_loss.detach(),
+        f"wrist_deg_{kind}": degrees.detach(),
+        f"wrist_cm_{kind}": 100 * (centre - true_centre).norm(dim=1).median().detach(),
+        f"spc_{kind}": spc.reprojection.detach(),
+    }
+
+
+def train_reconstruction(
+    arrays: Arrays,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    config: VGGTConfig = NANO,
+    rays_share: float = 0.7,
+    spc_weight: float = 1.0,
+    initial: Path | None = None,
+) -> Path:
+    """Train stage 1 and write `reconstruction.safetensors` into `folder`.
+
+    Args:
+        rays_share: share of the steps that are given calibrated rays; the others see RGB alone.
+        initial: weights to start from.
+    """
+    torch.manual_seed(schedule.seed)
+    network = VGGT(config)
+    network.prepare_from_scratch()
+    if initial is not None:
+        from ..models.checkpoints import load_weights
+
+        load_weights(initial, network)
+    size = (arrays["images"].shape[-2], arrays["images"].shape[-1])
+
+    def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        index = torch.randint(len(arrays), (schedule.batch,), generator=generator).numpy()
+        batch = take_batch(arrays, np.sort(index), generator)
+        images = jitter_colors(batch["images"], generator)
+        with_rays = bool(torch.rand((), generator=generator) < rays_share)
+        rays = prior = None
+        if with_rays:
+            rays, prior = calibrated_rays(batch["K"], batch["pose"], size, batch["gripper"])
+        out = network(images, rays, prior)
+        return stage_losses(out, batch, with_rays=with_rays, spc_weight=spc_weight)
+
+    average = train(network, losses, schedule, folder / "reconstruction")
+    network.load_state_dict(average.values)
+    path = folder / "reconstruction.safetensors"
+    save_weights(path, network, asdict(config))
+    return path
+
+
+@torch.no_grad()
+def validate(path: Path, arrays: Arrays, batch: int = 16) -> dict[str, float]:
+    """What the weights reach on unseen scenes, given calibrated rays and given RGB alone.
+
+    Medians: relative depth error, the other camera's and the wrist's error in degrees and cm.
+    """
+    from .pipeline import load_reconstruction
+
+    network = load_reconstruction(path)
+    size = (arrays["images"].shape[-2], arrays["images"].shape[-1])
+    found: dict[str, list[Tensor]] = {}
+
+    def note(name: str, value: Tensor) -> None:
+        found.setdefault(name, []).append(value.flatten())
+
+    def centre(pose: Tensor) -> Tensor:
+        return -(pose[..., :3, :3].mT @ pose[..., :3, 3:])[..., 0]
+
+    for start in range(0, len(arrays), batch):
+        index = np.arange(start, min(len(arrays), start + batch))
+        b = take_batch(arrays, index)
+        inputs = calibrated_rays(b["K"], b["pose"], size, b["gripper"])
+        truth = b["pose"] @ torch.linalg.inv(b["pose"][:, :1])
+        wrist_true = b["wrist_pose"] @ torch.linalg.inv(b["pose"][:, 0])
+        for kind, (rays, prior) in {"rays": inputs, "rgb": (None, None)}.items():
+            out = network(b["images"], rays, prior)
+            assert out.depth is not None and out.cameras is not None and out.wrist is not None
+            known = (b["depth"] > 0.05) & (b["depth"] < 4)
+            error = (out.depth - b["depth"]).abs()[known]
+            note(f"depth_cm_{kind}", 100 * error[::37])
+            note(f"depth_relative_{kind}", (error / b["depth"][known])[::37])
+            poses, _ = decode_pose(out.cameras[-1].float(), size)
+            wrist, _ = decode_pose(out.wrist.float(), size)
+            for name, a, t in (
+                ("camera", poses[:, 1:], truth[:, 1:]),
+                ("wrist", wrist, wrist_true),
+            ):
+                note(f"{name}_deg_{kind}", rotation_angle(a[..., :3, :3], t[..., :3, :3]))
+                note(f"{name}_cm_{kind}", 100 * (centre(a) - centre(t)).norm(dim=-1))
+    return {name: float(torch.cat(values).median()) for name, values in sorted(found.items())}

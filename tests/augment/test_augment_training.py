@@ -1,0 +1,240 @@
+"""Training: the loop resumes to the same numbers, both stages learn, corpora are what they say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from wristaugment.augment.corpus import Arrays, build_arrays, require_calibration
+from wristaugment.augment.recipe import RECIPES
+from wristaugment.augment.train_generation import clip_rows, disturb, take_clips, train_generation
+from wristaugment.augment.train_reconstruction import (
+    WRIST_GRID,
+    correspondences,
+    frame_rows,
+    nearest_resize,
+    take_batch,
+    train_reconstruction,
+    validate,
+)
+from wristaugment.augment.training import Schedule, train
+from wristaugment.models.generator import GeneratorConfig
+from wristaugment.models.geometry import transform, unproject
+from wristaugment.models.vggt import VGGTConfig
+from wristaugment.readers.episode import Episode, Record, View
+from wristaugment.readers.errors import SourceError
+
+TINY = VGGTConfig(
+    dim=32,
+    depth=4,
+    heads=1,
+    encoder_depth=1,
+    encoder_heads=1,
+    grid=4,
+    layers=(0, 1, 2, 3),
+    dpt_features=8,
+    dpt_widths=(8, 8, 8, 8),
+    camera_depth=1,
+    camera_heads=2,
+    heads_built=("camera", "depth", "wrist"),
+    ray_channels=9,
+    wrist={"dim": 32, "depth": 1, "heads": 2, "queries": 2},
+)
+RECIPE = replace(RECIPES["projection"], wrist_size=(24, 40), pixels=42 * 84, clip=4, edge=0.5)
+SIZE = (45, 80)
+
+
+def looking(eye, at, up=(0, 0, 1)) -> np.ndarray:
+    z = np.subtract(at, eye) / np.linalg.norm(np.subtract(at, eye))
+    x = np.cross(z, up) / np.linalg.norm(np.cross(z, up))
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack([x, np.cross(z, x), z])
+    pose[:3, 3] = -pose[:3, :3] @ np.asarray(eye)
+    return pose
+
+
+def table_view(key: str, pose: np.ndarray, steps: int, depth: bool = True) -> View:
+    """What a camera sees of a bare table z = 0 whose colours are a function of the place."""
+    K = np.array([[60.0, 0, 39.5], [0, 60, 22], [0, 0, 1]])
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    rays = np.stack([(x - 39.5) / 60, (y - 22) / 60, np.ones(SIZE)], -1) @ pose[:3, :3]
+    eye = -pose[:3, :3].T @ pose[:3, 3]
+    z = np.where(rays[..., 2] < -1e-3, -eye[2] / np.minimum(rays[..., 2], -1e-3), 0)
+    z = np.where(z < 3.5, z, 0)
+    place = eye + rays * z[..., None]
+    color = (np.sin(place * [9, 7, 0] + [0, 2, 1]) * 90 + 128) * (z > 0)[..., None]
+    frames = np.repeat(color.astype(np.uint8)[None], steps, 0)
+    known = np.repeat(z.astype(np.float32)[None], steps, 0) if depth else None
+    return View(key, frames, K, pose, known)
+
+
+def episode(index: int = 0, steps: int = 4, depth: bool = True) -> Episode:
+    anchors = [
+        table_view(f"observation/image_{i}", looking([0.4, side, 0.6], [0.5, 0, 0]), steps, depth)
+        for i, side in enumerate((0.7, -0.7))
+    ]
+    eef = np.tile(np.eye(4), (steps, 1, 1))
+    eef[:, :3, 3] = [0.5, 0.02 * index, 0.4]
+    pose = looking([0.5, 0.02 * index, 0.4], [0.52, 0.02 * index, 0], up=(1, 0, 0))
+    mount = np.linalg.inv(eef[0]) @ np.linalg.inv(pose)
+    wrist = table_view("observation/wrist", pose, steps, depth)
+    known = {"eef_pose": eef, "wrist_mount": mount, "wrist_K": wrist.K, "wrist_size": SIZE}
+    return Episode(Record("train", 0, index), anchors, "push the cube", wrist=wrist, **known)
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory) -> Arrays:
+    folder = tmp_path_factory.mktemp("frames")
+    episodes = (episode(i) for i in range(3))
+    return build_arrays(folder, episodes, lambda e: frame_rows(e, RECIPE), 12, {"a": 1})
+
+
+def test_a_row_a_timestep(frames):
+    assert len(frames) == 12
+    assert frames["images"].shape == (12, 2, 3, 42, 70) and frames["images"].dtype == np.uint8
+    assert frames["depth"].shape == (12, 2, 42, 70)
+    assert frames["wrist_depth"].shape == (12, *WRIST_GRID)
+
+
+def test_arrays_are_opened_again_and_made_anew_for_another_source(tmp_path):
+    calls = []
+
+    def rows(e):
+        calls.append(e)
+        return {"x": np.full((2, 3), e, np.float32)}
+
+    first = build_arrays(tmp_path, iter([1, 2, 3]), rows, 2, {"source": "a"})  # grows past 2
+    assert first["x"][:, 0].tolist() == [1, 1, 2, 2, 3, 3]
+    again = build_arrays(tmp_path, iter([7]), rows, 2, {"source": "a"})
+    assert len(calls) == 3 and again["x"][:, 0].tolist() == [1, 1, 2, 2, 3, 3]
+    other = build_arrays(tmp_path, iter([7]), rows, 2, {"source": "b"})
+    assert other["x"][:, 0].tolist() == [7, 7]
+
+
+def test_correspondences_lift_to_the_true_points(frames):
+    batch = take_batch(frames, np.arange(4), torch.Generator().manual_seed(1))
+    points, pixels, valid = correspondences(batch, batch["depth"])
+    assert valid.float().mean() > 0.7
+    truth = unproject(batch["wrist_depth"], batch["wrist_K"], batch["wrist_pose"]).flatten(1, 2)
+    truth = transform(batch["pose"][:, 0], truth)
+    assert (points - truth)[valid].norm(dim=-1).median() < 0.02
+    assert pixels[0, 33].tolist() == [1, 1]
+
+
+def test_depth_is_never_mixed():
+    depth = np.where(np.arange(64).reshape(1, 8, 8) % 2, 1.0, 3.0)
+    assert set(np.unique(nearest_resize(depth, (5, 3)))) <= {1.0, 3.0}
+
+
+def test_reconstruction_learns_and_reports(frames, tmp_path):
+    schedule = Schedule(steps=30, batch=4, rate=2e-3, warmup=5, save=30, bf16=False)
+    path = train_reconstruction(frames, schedule, tmp_path, config=TINY)
+    lines = (tmp_path / "reconstruction" / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 3
+    figures = validate(path, frames)
+    assert figures["depth_cm_rays"] < 5
+    assert {"wrist_deg_rays", "wrist_cm_rgb", "camera_deg_rgb"} <= figures.keys()
+
+
+def test_generation_learns_the_difference_between_map_and_truth(tmp_path):
+    rng = np.random.default_rng(0)
+    wrist = rng.integers(60, 200, (6, 4, 16, 24, 3), dtype=np.uint8)
+    wrist[:, :, 10:] = 20  # what no map shows: always there, so it can be learnt
+    filled = wrist.copy()
+    filled[:, :, 10:] = 128
+    covered = np.ones((6, 4, 16, 24), bool)
+    covered[:, :, 10:] = False
+    values = {
+        "filled": filled,
+        "covered": covered,
+        "nearness": np.full(covered.shape, 100, np.uint8),
+        "wrist": wrist,
+        "anchors": rng.integers(0, 255, (6, 4, 2, 3, 18, 32), dtype=np.uint8),
+        "text": np.zeros((6, 64), np.uint8),
+    }
+    config = GeneratorConfig(
+        layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=8, frames=4
+    )
+    schedule = Schedule(steps=60, batch=3, rate=5e-3, warmup=5, save=60, bf16=False, average=0.9)
+    train_generation(Arrays(values), schedule, tmp_path, config=config)
+    from wristaugment.augment.train_generation import validate as validate_generation
+
+    found = validate_generation(tmp_path / "generation.safetensors", Arrays(values), 0)
+    assert found["psnr_steps3_guidance1.0"] > found["psnr_map"] + 3
+    assert (tmp_path / "mean_wrist.png").exists()
+
+
+def test_clips_pair_the_map_with_the_truth():
+    from wristaugment.augment.reconstruct import Reconstruction
+
+    source = episode()
+
+    class TrueGeometry:
+        """Stage 1 with the true depth, so that a map must look like the truth."""
+
+        recipe = RECIPE
+
+        def reconstruct(self, e):
+            K = torch.as_tensor(np.stack([v.K for v in e.anchors])).float()
+            pose = torch.as_tensor(np.stack([v.pose for v in e.anchors])).float()
+            depth = torch.as_tensor(np.stack([v.depth for v in e.anchors], 1))
+            wrist = torch.as_tensor(e.measured_wrist_pose()).float()
+            seen = torch.where(depth > 0, 9.0, 0.0)
+            return Reconstruction(depth, seen, K, pose, wrist, torch.ones(2))
+
+        def project(self, e, geometry):
+            from wristaugment.augment.pipeline import Augmenter
+
+            return Augmenter.project(self, e, geometry)
+
+    rows = clip_rows(source, TrueGeometry(), seed=4)
+    assert rows["filled"].shape == rows["wrist"].shape == (1, 4, 24, 40, 3)
+    seen = rows["covered"]
+    difference = np.abs(rows["filled"].astype(int) - rows["wrist"])[seen].mean()
+    assert seen.mean() > 0.6 and difference < 12
+    condition, truth = take_clips(Arrays(rows), np.array([0]), [1, 0])
+    assert truth.shape == (1, 4, 3, 24, 40) and condition.anchors.shape[:3] == (1, 4, 2)
+    assert bytes((condition.text[0, :4] - 1).tolist()) == b"push"
+
+
+def test_a_disturbed_pose_is_near_and_rigid():
+    poses = torch.eye(4).repeat(3, 1, 1)
+    moved = disturb(poses, np.random.default_rng(0), degrees=1, metres=0.01)
+    assert 0 < (moved - poses).abs().max() < 0.1
+    identity = moved[:, :3, :3] @ moved[:, :3, :3].mT
+    torch.testing.assert_close(identity, poses[:, :3, :3], atol=1e-5, rtol=0)
+
+
+def test_a_corpus_without_depth_is_refused():
+    with pytest.raises(SourceError, match="no anchor depth and no wrist depth.*--depth"):
+        require_calibration(episode(depth=False))
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_a_killed_training_resumes_to_the_same_weights(tmp_path):
+    schedule = Schedule(steps=12, batch=1, rate=1e-2, warmup=2, save=4, bf16=False)
+
+    def run(folder, stop_at=None):
+        torch.manual_seed(0)
+        network = torch.nn.Linear(3, 1)
+
+        def losses(step, generator):
+            if step == stop_at:
+                raise _Stopped
+            x = torch.randn(8, 3, generator=generator)
+            return {"loss": (network(x) - x.sum(1, keepdim=True)).square().mean()}
+
+        return train(network, losses, schedule, folder)
+
+    whole = run(tmp_path / "a")
+    with pytest.raises(_Stopped):
+        run(tmp_path / "b", stop_at=9)
+    resumed = run(tmp_path / "b")
+    for name, value in whole.values.items():
+        assert torch.equal(value, resumed.values[name])
+    changed = replace(schedule, rate=2e-2)
+    with pytest.raises(ValueError, match="rate"):
+        train(torch.nn.Linear(3, 1), lambda *_: {}, changed, tmp_path / "b")

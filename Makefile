@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 OUT ?= demo-out
 NANO ?= runs/nano
+CORES := $(shell nproc)
 SAMPLE := sample
 export TOKENIZERS_PARALLELISM := false
 
@@ -27,6 +28,7 @@ install-sim: $(VENV)/.sim
 
 $(VENV)/.sim: $(VENV)/.base
 	$(PIP) -e '.[sim]'
+	$(PIP) --no-deps gym-hil==0.1.14
 	touch $@
 
 demo: install
@@ -48,7 +50,23 @@ lint: install-test
 
 # The embedded weights, from nothing; every step goes on where it was stopped.
 nano: install-sim
-	BIN=$(BIN) OUT=$(NANO) bash jobs/nano.sh
+	$(BIN)/wristaugment simulate --workers $(CORES) --steps 8 --depth --split train --episodes 1300 --shards 26 \
+	  --out $(NANO)/corpus
+	$(BIN)/wristaugment simulate --workers $(CORES) --steps 8 --depth --split val --episodes 60 --shards 2 \
+	  --out $(NANO)/corpus
+	$(BIN)/wristaugment simulate --workers $(CORES) --steps 8 --depth --split test --episodes 100 --shards 2 \
+	  --out $(NANO)/corpus
+	$(BIN)/wristaugment train reconstruction --dataset droid --data-dir $(NANO)/corpus \
+	  --out $(NANO) --json $(NANO)/reconstruction.json
+	$(BIN)/wristaugment train generation --dataset droid --data-dir $(NANO)/corpus \
+	  --out $(NANO) --json $(NANO)/generation.json
+	$(BIN)/wristaugment evaluate --dataset droid --data-dir $(NANO)/corpus --split test \
+	  --against observation/wrist_image_left --weights $(NANO) --episodes 100 \
+	  --recipes nano,nano:head,projection,mean,anchor --json $(NANO)/evaluation.json
+
+# The embedded sample: a dozen held-out episodes with scenes that no other split has.
+sample: install-sim
+	$(BIN)/wristaugment simulate --steps 18 --split test --episodes 12 --shards 3 --out $(SAMPLE)
 
 clean:
 	rm -rf $(OUT) $(OUT)-page.html

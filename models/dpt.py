@@ -75,6 +75,53 @@ class Scratch(nn.Module):
             )
 
 
+class DetailBranch(nn.Module):
+    """A small convolutional U beside the tokens: sees pixels, gives the map its silhouettes.
+
+    Not part of the public networks. Tokens of 14 x 14 pixels learn edges slowly; convolutions over
+    the picture learn them in a few hundred steps.
+
+    Args:
+        channels: of the full-size input. features: of the map that it refines.
+    """
+
+    def __init__(self, channels: int, features: int):
+        super().__init__()
+        a, b, c = 16, 32, 64
+        self.down1 = nn.Conv2d(channels, a, 3, padding=1)
+        self.down2 = nn.Sequential(
+            nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1)
+        )
+        self.down3 = nn.Sequential(
+            nn.Conv2d(b, c, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1)
+        )
+        self.coarse = nn.Conv2d(features, c, 1)
+        self.middle = nn.Sequential(
+            nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1)
+        )
+        self.up2 = nn.Conv2d(c, b, 1)
+        self.join2 = nn.Conv2d(b, b, 3, padding=1)
+        self.up1 = nn.Conv2d(b, a, 1)
+        self.join1 = nn.Conv2d(a, a, 3, padding=1)
+        self.out = nn.Conv2d(a, features, 3, padding=1)
+
+    def forward(self, pixels: Tensor, x: Tensor) -> Tensor:
+        """Pixels [N, channels, H, W] and the map so far [N, features, H, W] -> what to add to it."""
+
+        def grow(y: Tensor, like: Tensor) -> Tensor:
+            return F.interpolate(y, like.shape[-2:], mode="bilinear", align_corners=False)
+
+        fine = F.relu(self.down1(pixels))
+        half = F.relu(self.down2(fine))
+        quarter = F.relu(self.down3(half))
+        coarse = F.interpolate(x, quarter.shape[-2:], mode="bilinear", align_corners=False)
+        quarter = quarter + self.coarse(coarse)
+        quarter = F.relu(quarter + self.middle(F.relu(quarter)))
+        half = half + F.relu(self.join2(half + grow(self.up2(quarter), half)))
+        fine = fine + F.relu(self.join1(fine + grow(self.up1(half), fine)))
+        return self.out(fine)
+
+
 class DPTHead(nn.Module):
     """Four layers of tokens -> a map at the image's size.
 
@@ -83,6 +130,8 @@ class DPTHead(nn.Module):
         outputs: channels of the last convolution (value and confidence), or None for features.
         features, widths: sizes of the convolutions. down: output size is the image's over this.
         uv: add the pixel grid's embedding (the track head's features go without).
+        skip: channels of an input at full size that joins before the last convolutions, so that
+            silhouettes come out sharp from few tokens; 0 builds the public head.
     """
 
     def __init__(
@@ -95,6 +144,7 @@ class DPTHead(nn.Module):
         widths: tuple[int, ...] = (256, 512, 1024, 1024),
         down: int = 1,
         uv: bool = True,
+        skip: int = 0,
     ):
         super().__init__()
         self.layers, self.down, self.uv = tuple(layers), down, uv
@@ -109,6 +159,7 @@ class DPTHead(nn.Module):
             ]
         )
         self.scratch = Scratch(widths, features, outputs)
+        self.detail = DetailBranch(skip, features // 2) if skip else None
 
     def _with_uv(self, x: Tensor, aspect: float) -> Tensor:
         if not self.uv:
@@ -141,9 +192,22 @@ class DPTHead(nn.Module):
         x = F.interpolate(x, size=target, mode="bilinear", align_corners=True)
         return self._with_uv(x, aspect)
 
-    def forward(self, tokens: dict[int, Tensor], size: tuple[int, int], special: int) -> Tensor:
-        """Raw values [B, S, H / down, W / down, outputs]; activations are the caller's."""
-        x = self.scratch.output_conv2(self.features(tokens, size, special))
+    def forward(
+        self,
+        tokens: dict[int, Tensor],
+        size: tuple[int, int],
+        special: int,
+        skip: Tensor | None = None,
+    ) -> Tensor:
+        """Raw values [B, S, H / down, W / down, outputs]; activations are the caller's.
+
+        Args:
+            skip: [B, S, skip, H, W], for heads that were built with it.
+        """
+        x = self.features(tokens, size, special)
+        if self.detail is not None and skip is not None:
+            x = x + self.detail(skip.flatten(0, 1), x)
+        x = self.scratch.output_conv2(x)
         S = next(iter(tokens.values())).shape[1]
         return x.permute(0, 2, 3, 1).unflatten(0, (-1, S))
 

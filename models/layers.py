@@ -30,9 +30,7 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-def rotary_tables(
-    positions: Tensor, head_dim: int, base: float = 100.0
-) -> tuple[Tensor, Tensor]:
+def rotary_tables(positions: Tensor, head_dim: int, base: float = 100.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines of 2-D rotary embeddings (Su et al. 2021, an axis each half).
 
     Args:

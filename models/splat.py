@@ -60,7 +60,9 @@ def splat(
     # Truncation after a shift of half a pixel: the pixel whose centre is nearest.
     x = torch.floor(pixels[..., 0] + 0.5)
     y = torch.floor(pixels[..., 1] + 0.5)
-    seen = valid & (z > near) & (x >= -radius) & (x < W + radius) & (y >= -radius) & (y < H + radius)
+    seen = (
+        valid & (z > near) & (x >= -radius) & (x < W + radius) & (y >= -radius) & (y < H + radius)
+    )
     batch, index = seen.nonzero(as_tuple=True)
     x, y, z = x[batch, index].long(), y[batch, index].long(), z[batch, index]
     far = torch.iinfo(torch.int64).max

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .aggregator import Aggregator
 from .camera import CameraHead
 from .dpt import DPTHead, depth_activation, point_activation
+from .layers import LayerScale
 from .wrist import WristHead
 
 
@@ -83,7 +84,9 @@ class VGGT(nn.Module):
         if "camera" in built:
             self.camera_head = CameraHead(wide, depth=c.camera_depth, heads=c.camera_heads)
         if "depth" in built:
-            self.depth_head = DPTHead(wide, c.layers, outputs=2, **dense)
+            # The picture and the rays at full size, where this is no public network.
+            skip = 3 + c.ray_channels if c.ray_channels else 0
+            self.depth_head = DPTHead(wide, c.layers, outputs=2, skip=skip, **dense)
         if "point" in built:
             self.point_head = DPTHead(wide, c.layers, outputs=4, **dense)
         if "wrist" in built:
@@ -105,19 +108,36 @@ class VGGT(nn.Module):
         if self.camera_head is not None:
             out.cameras = self.camera_head(tokens[last])
         if self.wrist_head is not None:
-            out.wrist = self.wrist_head(tokens[last])
+            # As in the paper the wrist head learns on features that it does not change.
+            out.wrist = self.wrist_head(tokens[last].detach())
         if self.depth_head is not None:
-            raw = self.depth_head(tokens, size, special)
+            raw = self.depth_head(tokens, size, special, self._skip(images, rays))
             out.depth, out.depth_confidence = depth_activation(raw, prior)
         if self.point_head is not None:
             raw = self.point_head(tokens, size, special)
             out.points, out.points_confidence = point_activation(raw)
         return out
 
+    def _skip(self, images: Tensor, rays: Tensor | None) -> Tensor | None:
+        channels = self.config.ray_channels
+        if not channels:
+            return None
+        if rays is None:
+            B, S, _, H, W = images.shape
+            rays = images.new_zeros(B, S, channels, H, W)
+        return torch.cat([images, rays], dim=2)
+
     @torch.no_grad()
-    def start_depth_at_prior(self) -> None:
-        """Make the untrained depth head give its prior (or 1 m) with low confidence."""
-        assert self.depth_head is not None
-        last = self.depth_head.scratch.output_conv2[-1]
-        nn.init.zeros_(last.bias)
-        last.weight.mul_(0.1)
+    def prepare_from_scratch(self) -> None:
+        """Make an untrained network trainable from nothing in few steps.
+
+        The public gains of 0.01 suit a network that starts from a pre-trained encoder; here every
+        block has a say from the start. The depth head begins at its prior (or at 1 m).
+        """
+        for module in self.modules():
+            if isinstance(module, LayerScale):
+                nn.init.constant_(module.gamma, 0.3)
+        if self.depth_head is not None:
+            last = self.depth_head.scratch.output_conv2[-1]
+            nn.init.zeros_(last.bias)
+            last.weight.mul_(0.3)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from wristaugment.models.conditioning import ByteTextEncoder
 from wristaugment.models.generator import Condition, GeneratorConfig, WristGenerator, sample
 

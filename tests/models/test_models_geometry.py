@@ -3,7 +3,6 @@
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-
 from wristaugment.models import geometry as g
 
 

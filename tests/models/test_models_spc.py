@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from wristaugment.models.geometry import project
 from wristaugment.models.spc import spc_loss
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from wristaugment.models.splat import disc_offsets, splat, splat_reference
 
 SIZE = (24, 32)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from wristaugment.models.geometry import calibrated_rays
 from wristaugment.models.vggt import VGGT, VGGTConfig
 
@@ -114,7 +113,7 @@ def test_rays_need_a_network_that_takes_them():
 
 def test_an_untrained_depth_head_gives_the_prior():
     network = tiny(heads_built=("depth", "wrist", "camera"), ray_channels=9, wrist={"dim": 64})
-    network.start_depth_at_prior()
+    network.prepare_from_scratch()
     K = torch.tensor([[30.0, 0, 14], [0, 30, 14], [0, 0, 1]]).expand(1, 1, 3, 3)
     down = torch.diag(torch.tensor([1.0, -1, -1, 1]))
     down[2, 3] = 1.5  # 1.5 m above the table, looking straight down

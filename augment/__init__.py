@@ -1,1 +1,1 @@
-"""The pipeline on one episode (reconstruct, project, generate, assess), its training and evaluation."""
+"""The pipeline on one episode (reconstruct, project, generate), its training and evaluation."""

@@ -116,7 +116,7 @@ def pose_error(pose: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def bootstrap(
-    values: Sequence[float], *, seed: int = 0, draws: int = 10_000, level: float = 0.95
+    values: Sequence[float] | np.ndarray, *, seed: int = 0, draws: int = 10_000, level: float = 0.95
 ) -> Interval:
     """Mean over episodes with a percentile bootstrap interval over episodes.
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from scipy.ndimage import distance_transform_edt
 
 from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from .assess import resize_frames
+from .project import fill_holes
 from .recipe import RECIPES, Recipe
 
 PROJECTED = ("projection", "projection-holes")  # need a recipe's condition map, hence a pose
@@ -135,29 +135,17 @@ def make_frames(
         )
     if way.kind == "projection-holes":
         return stream.condition
-    return fill_holes(stream.condition, holes_of(stream))
+    covered = ~holes_of(stream)
+    # A frame that saw nothing stays black: a baseline invents nothing.
+    return fill_holes(stream.condition, np.zeros(covered.shape), covered, empty=0)[0]
 
 
 def holes_of(stream: WristStream) -> np.ndarray:
     """[T, H, W] bool, True where the condition map saw nothing; where not recorded, is black."""
     if stream.holes is not None:
         return np.asarray(stream.holes, dtype=bool)
-    return ~stream.condition.any(axis=-1)
-
-
-def fill_holes(frames: np.ndarray, holes: np.ndarray) -> np.ndarray:
-    """[T, H, W, 3] uint8 with each hole pixel taking the colour of the nearest seen one.
-
-    A frame that saw nothing at all stays as it is.
-    """
-    filled = frames.copy()
-    for frame, hole in zip(filled, holes, strict=True):
-        if hole.any() and not hole.all():
-            rows, columns = distance_transform_edt(
-                hole, return_distances=False, return_indices=True
-            )
-            frame[:] = frame[rows, columns]
-    return filled
+    assert stream.condition is not None
+    return np.asarray(stream.condition.max(axis=-1) == 0)
 
 
 def mean_wrist(weights: Path | None, size: tuple[int, int]) -> np.ndarray:

@@ -43,7 +43,7 @@ def clip_windows(length: int, clip: int, overlap: int) -> list[np.ndarray]:
     """
     if length <= clip:
         return [np.minimum(np.arange(clip), length - 1)]
-    starts = list(range(0, length - clip, clip - overlap)) + [length - clip]
+    starts = [*range(0, length - clip, clip - overlap), length - clip]
     return [np.arange(start, start + clip) for start in starts]
 
 

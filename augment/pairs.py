@@ -86,6 +86,7 @@ class Pairs:
 
     def _stream(self, twin: RawRecord | None, episode: Episode) -> WristStream:
         """The generated stream of an episode in the copy, whose anchors must be the same."""
+        assert self.copy is not None
         if twin is None:
             raise SourceError(
                 "the copy does not hold this episode",

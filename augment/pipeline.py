@@ -6,28 +6,26 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..models.checkpoints import load_weights, read_config, sha256
+from ..models.checkpoints import load_weights, read_config
 from ..models.generator import GeneratorConfig, WristGenerator
 from ..models.vggt import VGGT, VGGTConfig
 from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from .generate import generate
 from .project import Conditions, condition_maps, scaled_wrist_K
-from .recipe import Recipe, get_recipe, weights_folder
+from .recipe import Recipe, file_sha256, get_recipe, weight_files
 from .reconstruct import Reconstruction, reconstruct
-
-RECONSTRUCTION = "reconstruction.safetensors"
-GENERATION = "generation.safetensors"
 
 
 def load_reconstruction(path: Path) -> VGGT:
     """The VGGT that a weights file describes, in evaluation mode."""
     config = read_config(path)
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     network = VGGT(VGGTConfig(**tuples))
     load_weights(path, network)
     return network.eval()
@@ -38,15 +36,6 @@ def load_generator(path: Path) -> WristGenerator:
     network = WristGenerator(GeneratorConfig(**read_config(path)))
     load_weights(path, network)
     return network.eval()
-
-
-def weight_files(recipe: Recipe, weights: Path | None = None) -> list[Path]:
-    """The files a recipe loads."""
-    folder = weights_folder(recipe, weights)
-    if folder is None:
-        return []
-    names = [RECONSTRUCTION] + ([GENERATION] if recipe.generator == "wrist-dit" else [])
-    return [folder / name for name in names]
 
 
 class Augmenter:
@@ -66,7 +55,7 @@ class Augmenter:
         files = weight_files(self.recipe, weights)
         self.reconstruction = load_reconstruction(files[0]).to(device)
         self.generator = load_generator(files[1]).to(device) if len(files) > 1 else None
-        self.fingerprint = {file.name: sha256(file) for file in files}
+        self.fingerprint = {file.name: file_sha256(file) for file in files}
 
     def reconstruct(self, episode: Episode, pose: str = "auto") -> Reconstruction:
         """Stage 1 alone; SourceError where the episode cannot be reconstructed."""
@@ -161,7 +150,7 @@ def make_augmenter(
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     if wrist_size is not None:
-        recipe = replace(recipe, wrist_size=tuple(wrist_size))
+        recipe = replace(recipe, wrist_size=(wrist_size[0], wrist_size[1]))
     if recipe.generator == "constant":
         from .constant import ConstantAugmenter
 

@@ -49,24 +49,28 @@ def smooth_surface(depth: Tensor, edge: float) -> Tensor:
     return (high - low) < edge * depth
 
 
-def fill_holes(color: np.ndarray, depth: np.ndarray, covered: np.ndarray):
+def fill_holes(
+    color: np.ndarray, depth: np.ndarray, covered: np.ndarray, *, empty: int = 128
+) -> tuple[np.ndarray, np.ndarray]:
     """Give every hole the colour and depth of the nearest covered pixel of its frame.
 
     Args:
         color: [T, H, W, 3]; depth: [T, H, W]; covered: [T, H, W] bool.
+        empty: the grey level of a frame with nothing covered; its depth is 0.
 
     Returns:
-        filled colour and depth; a frame with nothing covered becomes mid-grey, at depth 0.
+        filled colour and depth.
     """
     color, depth = color.copy(), depth.copy()
     for t in range(len(color)):
         if covered[t].all():
             continue
         if not covered[t].any():
-            color[t], depth[t] = 128, 0
+            color[t], depth[t] = empty, 0
             continue
-        indices = distance_transform_edt(~covered[t], return_distances=False, return_indices=True)
-        rows, columns = indices[0], indices[1]
+        rows, columns = np.asarray(
+            distance_transform_edt(~covered[t], return_distances=False, return_indices=True)
+        )
         color[t], depth[t] = color[t][rows, columns], depth[t][rows, columns]
     return color, depth
 

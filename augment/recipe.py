@@ -1,12 +1,15 @@
-"""Recipes: the named choices of geometry, pose, generator, sampler and weights. Imports no torch."""
+"""Recipes: named choices of geometry, pose, generator, sampler and weights. Imports no torch."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..readers.errors import SourceError
 
+RECONSTRUCTION = "reconstruction.safetensors"
+GENERATION = "generation.safetensors"
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
 
 
@@ -16,15 +19,15 @@ class Recipe:
 
     Attributes:
         name: as users say it. about: one line for people.
-        generator: `wrist-dit` (the video DiT), `projection` (the bare condition map, holes filled) or
-            `constant` (a plain picture, to try data paths without a model).
+        generator: `wrist-dit` (the video DiT), `projection` (the bare condition map, holes filled)
+            or `constant` (a plain picture, to try data paths without a model).
         weights: folder under the package's weights, or None where nothing is learnt.
         wrist_size: (height, width) of the frames that are made.
         pixels: area that anchor views are resized to for the reconstruction, in pixels.
         radius: of the splat's disc. layer: see `models.splat.splat`.
         supersample: the condition map is splatted at this many times the wrist size.
-        min_confidence: points of lower depth confidence are not splatted. edge: nor those where depth
-            jumps by more than this share between neighbours.
+        min_confidence: points of lower depth confidence are not splatted. edge: nor those where
+            depth jumps by more than this share between neighbours.
         wrist_hfov: horizontal field of view in degrees where neither data nor head gives one.
         steps, guidance, shift: of the sampler (see `models.generator.sample`).
         clip, overlap: frames made at a time, and shared with the clip before.
@@ -37,11 +40,11 @@ class Recipe:
     weights: str | None
     wrist_size: tuple[int, int] = (72, 128)
     pixels: int = 112 * 196
-    radius: int = 1
+    radius: int = 2
     layer: float = 0.01
-    supersample: int = 1
-    min_confidence: float = 2.0
-    edge: float = 0.06
+    supersample: int = 2
+    min_confidence: float = 4.0
+    edge: float = 0.05
     wrist_hfov: float = 80.0
     steps: int = 3
     guidance: float = 1.0
@@ -96,3 +99,18 @@ def weights_folder(recipe: Recipe, override: Path | None = None) -> Path | None:
     if recipe.weights is None:
         return None
     return Path(override) if override is not None else WEIGHTS / recipe.weights
+
+
+def weight_files(recipe: Recipe, weights: Path | None = None) -> list[Path]:
+    """The files a recipe loads."""
+    folder = weights_folder(recipe, weights)
+    if folder is None:
+        return []
+    names = [RECONSTRUCTION] + ([GENERATION] if recipe.generator == "wrist-dit" else [])
+    return [folder / name for name in names]
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a whole file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -95,7 +95,7 @@ def reconstruct(
                 for view in anchors
             ]
         )
-        view_pose = torch.as_tensor(np.stack([view.pose for view in anchors])).float()
+        view_pose = torch.stack([torch.as_tensor(view.pose).float() for view in anchors])
         if episode.eef_pose is not None:
             gripper = torch.as_tensor(episode.eef_pose[:, :3, 3]).float()
         notes["geometry"] = "depth from the anchors with the dataset's cameras"

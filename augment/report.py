@@ -186,7 +186,9 @@ def _page(title, rows, table, lead, provenance, notes, setting) -> str:
         "rows": "\n".join(_row(row, index, setting) for index, row in enumerate(rows)),
         "version": html.escape(__version__),
     }
-    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    template = (
+        resources.files(__package__ or "").joinpath("report.html").read_text(encoding="utf-8")
+    )
     # One pass, so that text from a dataset which looks like a slot is not filled in turn.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: slots[match[1]], template)
 
@@ -207,7 +209,7 @@ def _notes(lines: Sequence[str]) -> str:
 
 def _table(table: Table) -> str:
     gauges = [
-        [row[i] for row in table.rows if isinstance(row[i], Gauge)]
+        [cell for row in table.rows if isinstance(cell := row[i], Gauge)]
         for i in range(len(table.columns))
     ]
     axes = [
@@ -336,7 +338,9 @@ def _chart(curves: list[Player], colours: dict[int, str], name: str) -> str:
         f'<span class="tick" style="top:{100 * (high - tick) / (high - low):g}%">{tick:g} dB</span>'
         for tick in ticks
     )
-    means = ", ".join(f"{html.escape(p.caption)} {np.mean(p.psnr):.1f} dB" for p in curves)
+    means = ", ".join(
+        f"{html.escape(p.caption)} {np.mean(np.asarray(p.psnr)):.1f} dB" for p in curves
+    )
     return (
         f'<div class="chart">{labels}<svg viewBox="0 0 1000 100" preserveAspectRatio="none"'
         f' role="img" aria-label="PSNR by step of {name}; means: {means}">'

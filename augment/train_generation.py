@@ -15,22 +15,15 @@ from torch import Tensor
 from ..models.checkpoints import load_weights, save_weights
 from ..models.generator import Condition, GeneratorConfig, WristGenerator, sample
 from ..readers.episode import Episode
+from . import assess
 from .corpus import Arrays
 from .generate import ANCHOR_SIZE
-from .pipeline import GENERATION, Augmenter, load_generator
+from .pipeline import Augmenter, load_generator
+from .recipe import GENERATION
 from .reconstruct import resize_frames
 from .training import Schedule, train
 
 MEAN_IMAGE = "mean_wrist.png"
-
-
-def resize_wrist(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[T, H, W, 3] uint8 -> [T, h, w, 3] uint8 by the mean of the pixels that each covers."""
-    if frames.shape[1:3] == tuple(size):
-        return frames
-    shape = (size[1], size[0])
-    box = Image.Resampling.BOX
-    return np.stack([np.asarray(Image.fromarray(frame).resize(shape, box)) for frame in frames])
 
 
 def disturb(poses: Tensor, rng: np.random.Generator, degrees: float, metres: float) -> Tensor:
@@ -64,7 +57,7 @@ def clip_rows(episode: Episode, augmenter: Augmenter, seed: int) -> dict[str, np
         "filled": maps.filled,
         "covered": maps.covered,
         "nearness": (maps.nearness * 255).round().astype(np.uint8),
-        "wrist": resize_wrist(wrist.frames, recipe.wrist_size),
+        "wrist": assess.resize_frames(wrist.frames, recipe.wrist_size),
         "anchors": (anchors * 255).round().to(torch.uint8).numpy(),
     }
     clips = len(wrist.frames) // recipe.clip
@@ -118,8 +111,8 @@ def train_generation(
     """Train stage 2 and write `generation.safetensors` into `folder`.
 
     The first `one_step` share of the steps sees pure noise alone, which makes it a regression from
-    the condition; then noise levels are drawn over (0, 1]. (A flow that starts from a regression was
-    found to need fewer sampling steps than one from scratch.)
+    the condition; then noise levels are drawn over (0, 1]. (A flow that starts from a regression
+    was found to need fewer sampling steps than one from scratch.)
 
     Args:
         drop: share of clips without anchor and text tokens, for classifier-free guidance.

@@ -238,7 +238,7 @@ def train_reconstruction(
     folder: Path,
     *,
     config: VGGTConfig = NANO,
-    rays_share: float = 0.7,
+    rays_share: float = 0.75,
     spc_weight: float = 1.0,
     initial: Path | None = None,
 ) -> Path:
@@ -266,7 +266,9 @@ def train_reconstruction(
         if with_rays:
             rays, prior = calibrated_rays(batch["K"], batch["pose"], size, batch["gripper"])
         out = network(images, rays, prior)
-        return stage_losses(out, batch, with_rays=with_rays, spc_weight=spc_weight)
+        # Projections mean little until the pose is roughly right: SPC comes in at a fifth of it.
+        ramp = min(1.0, max(0.0, 5 * step / schedule.steps - 1))
+        return stage_losses(out, batch, with_rays=with_rays, spc_weight=ramp * spc_weight)
 
     average = train(network, losses, schedule, folder / "reconstruction")
     network.load_state_dict(average.values)

@@ -83,8 +83,8 @@ def main() -> int:
     for name, stage in found["stages"].items():
         print(f"  {name:12s} {stage['seconds']:8.2f} s {100 * stage['share']:5.1f}% "
               f"{stage['ms_per_frame']:8.2f} ms a frame", file=out)  # fmt: skip
-    print(f"  {found['frames_per_second']:.2f} frames a second; {found['ratio_to_decode']:.0f} times "
-          "the bare decoding of the same episodes", file=out)  # fmt: skip
+    print(f"  {found['frames_per_second']:.2f} frames a second; {found['ratio_to_decode']:.0f} "
+          "times the bare decoding of the same episodes", file=out)  # fmt: skip
     if args.json:
         text = json.dumps(found, indent=2) + "\n"
         sys.stdout.write(text) if args.json == "-" else Path(args.json).write_text(text)

@@ -14,6 +14,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from ..readers.errors import SourceError
 
@@ -108,7 +109,7 @@ class ShardActor:
 
     def __init__(self, work: Work):
         self.work = work
-        self.augmenter = None
+        self.augmenter: Any = None
 
     def about(self) -> dict:
         """Facts on the process: its id, and which heavy libraries it has loaded."""
@@ -198,7 +199,7 @@ class ShardActor:
             todo="report it, with this record, as a fault of the recipe",
         )
 
-    def _without_paths(self, value):
+    def _without_paths(self, value: Any) -> Any:
         """`value` without the source's folder in its texts: the copy must not name places."""
         if isinstance(value, dict):
             return {key: self._without_paths(item) for key, item in value.items()}

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from .. import __version__
+from ..models.errors import WeightsError
 from ..readers.errors import SourceError
 from . import evaluate, inspect, run, simulate, status, train, verify
 from .interrupt import EXIT_CODE, Interrupted
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return COMMANDS[args.command].run(args)
-    except SourceError as error:
+    except (SourceError, WeightsError) as error:
         return _fail(str(error), REFUSED)
     except JobError as error:
         return _fail(str(error), INTERNAL)

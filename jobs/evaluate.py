@@ -179,12 +179,8 @@ def _scorer(args: argparse.Namespace):
 
     def augmenter(recipe: str):
         from ..augment.pipeline import make_augmenter
-        from ..models.checkpoints import WeightsError
 
-        try:
-            return make_augmenter(recipe, device=device, weights=weights)
-        except WeightsError as error:
-            raise SourceError(str(error)) from None
+        return make_augmenter(recipe, device=device, weights=weights)
 
     return Scorer(
         ways,

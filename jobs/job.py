@@ -13,6 +13,9 @@ from pathlib import Path
 from .. import __version__
 from ..augment.recipe import Recipe, get_recipe
 from ..readers.errors import SourceError
+from ..readers.rlds import RldsDataset
+from ..readers.tfds_folder import ShardFile
+from ..writers.rlds import RldsCopy
 from .actor import Work
 from .ledger import Ledger
 from .plan import make_plan, parse_size, source_fingerprint, split_values, weights_fingerprint
@@ -30,14 +33,14 @@ class Job:
         cluster: the cluster at --address; None until one is started on this machine.
     """
 
-    dataset: object
-    copy: object
+    dataset: RldsDataset
+    copy: RldsCopy
     recipe: Recipe
     work: Work
     plan: dict
     ledger: Ledger
     tasks: list[Task]
-    shards: dict[tuple[str, int], object]
+    shards: dict[tuple[str, int], ShardFile]
     replaces: bool
     cluster: Cluster | None = None
 
@@ -82,7 +85,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
                 f"{value} is too small", key=_option(name), todo=f"give {least} or more"
             )
     recipe = get_recipe(args.recipe)
-    size = parse_size(args.wrist_size) if args.wrist_size else tuple(recipe.wrist_size)
+    size = parse_size(args.wrist_size) if args.wrist_size else recipe.wrist_size
     anchor_keys = split_values(args.anchor_keys)
     splits = split_values(args.split)
     work = Work(

@@ -14,7 +14,6 @@ staging folder that no longer exists. Nothing here depends on time, host, path o
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -26,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..readers.errors import SourceError
+from ..writers.atomic import fsync_dir, publish, write_synced
 from .plan import differences
 
 FOLDER = ".wristaugment"
@@ -55,19 +55,6 @@ def crash_point(name: str) -> None:
         _passed[name] = _passed.get(name, 0) + 1
         if _passed[name] == int(count or 1):
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network file systems do not know fsync of a folder; they order renames themselves.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
 
 
 def to_json(value: object) -> str:
@@ -234,8 +221,8 @@ class Ledger:
             crash_point("locked")
             if not resumed:
                 self.write(self.plan_path, to_json(plan))
-                sync_folder(self.out)
-                sync_folder(self.out.parent)
+                fsync_dir(self.out)
+                fsync_dir(self.out.parent)
             (self.folder / "shards").mkdir(exist_ok=True)
             crash_point("planned")
             yield resumed
@@ -276,12 +263,8 @@ class Ledger:
     def write(self, path: Path, text: str) -> None:
         """Write a file whole or not at all: stage, fsync, rename, fsync of its folder."""
         staged = self.stage(path.name)
-        with open(staged, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(staged, path)
-        sync_folder(path.parent)
+        write_synced(staged, text.encode())
+        publish(staged, path)
 
     def publish(self, split: str, index: int, staged: Path, final: Path, entry: dict) -> None:
         """Put a finished shard in its place and record it. Only the driver calls this.
@@ -305,8 +288,7 @@ class Ledger:
             )
         crash_point("staged")
         _make_folders(final.parent, self.out)
-        os.rename(staged, final)
-        sync_folder(final.parent)
+        publish(staged, final)
         crash_point("renamed")
         path = self.folder / "shards" / f"{self.shard_name(split, index)}.json"
         self.write(path, to_json({**entry, "file": final.name}))
@@ -316,7 +298,7 @@ class Ledger:
         """Say that the dataset is not complete (any more): a shard of a finished job was lost."""
         with contextlib.suppress(FileNotFoundError):
             self.manifest_path.unlink()
-            sync_folder(self.folder)
+            fsync_dir(self.folder)
 
     def finish(self, manifest: str) -> None:
         """Write the manifest, which marks the dataset as complete."""
@@ -330,4 +312,4 @@ def _make_folders(folder: Path, above: Path) -> None:
         return
     _make_folders(folder.parent, above)
     folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    fsync_dir(folder.parent)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from ..writers.atomic import write_atomic
 
 COMPLETE, INTERNAL, REFUSED, QUARANTINED, DISK = 0, 1, 2, 3, 4
 
@@ -34,9 +35,7 @@ def write_json(target: str | None, value: object) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
-    staged = Path(f"{target}.{os.getpid()}.part")  # a reader never sees half of it
-    staged.write_text(text, encoding="utf-8")
-    os.replace(staged, target)
+    write_atomic(Path(target), text.encode())  # a reader never sees half of it
 
 
 def bad_lines(bad: Sequence[dict], limit: int = 20) -> list[str]:

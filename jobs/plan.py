@@ -13,19 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..augment.recipe import weights_folder
+from ..augment.recipe import file_sha256, weight_files
 from ..readers.errors import SourceError
 from ..readers.tfds_folder import FEATURES, INFO
 from ..writers.rlds import other_files
 
 _EDGE = 64 * 1024  # bytes hashed at each end of a shard; a whole one may be gigabytes
 _SIZE = re.compile(r"^(\d+)x(\d+)$")
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a whole file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def edge_sha256(path: Path) -> str:
@@ -72,24 +66,22 @@ def weights_fingerprint(recipe, weights: Path | None) -> dict[str, str]:
     """{file name: SHA-256} of what the recipe loads; empty where it loads nothing.
 
     Raises:
-        SourceError: --weights for a recipe that has none, or a folder without weights.
+        SourceError: --weights for a recipe that has none, or a folder that lacks some.
     """
-    folder = weights_folder(recipe, weights)
-    if folder is None:
-        if weights is not None:
-            raise SourceError(
-                f"recipe {recipe.name!r} uses no weights", key="--weights", todo="leave it out"
-            )
-        return {}
-    found = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".json"))
-    if not any(path.suffix == ".safetensors" for path in found):
+    files = weight_files(recipe, weights)
+    if not files and weights is not None:
         raise SourceError(
-            f"no weights (*.safetensors) of recipe {recipe.name!r} are here",
-            file=folder,
-            key="--weights",
-            todo="give --weights the folder that `wristaugment train` wrote, or reinstall",
+            f"recipe {recipe.name!r} uses no weights", key="--weights", todo="leave it out"
         )
-    return {path.name: file_sha256(path) for path in found}
+    for path in files:
+        if not path.is_file():
+            raise SourceError(
+                f"these weights of recipe {recipe.name!r} are not here",
+                file=path,
+                key="--weights",
+                todo="give --weights the folder that `wristaugment train` wrote, or reinstall",
+            )
+    return {path.name: file_sha256(path) for path in files}
 
 
 def parse_size(text: str) -> tuple[int, int]:

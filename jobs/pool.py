@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..readers.errors import SourceError
 from .actor import Outcome, ShardActor, Work
@@ -160,10 +161,12 @@ class ActorPool:
         Raises:
             JobError: a shard failed `ATTEMPTS` times.
         """
+        from ray.exceptions import RayError
+
         ray = self.cluster.ray
         waiting = deque(tasks)
         tries: dict[Task, int] = {}
-        flying: dict[object, tuple[object, _Attempt | None]] = {}  # ref -> actor, None = starting
+        flying: dict[Any, tuple[Any, _Attempt | None]] = {}  # ref -> actor, None = starting
         since, told, seen = time.monotonic(), False, False
         try:
             while waiting or any(attempt for _, attempt in flying.values()):
@@ -180,7 +183,7 @@ class ActorPool:
                     actor, attempt = flying.pop(ref)
                     try:
                         value = ray.get(ref)
-                    except ray.exceptions.RayError as error:
+                    except RayError as error:
                         self._died(attempt, error, tries, waiting)
                         continue
                     seen = True

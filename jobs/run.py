@@ -230,9 +230,9 @@ def _finish(job, entries: list[dict]) -> dict:
     text = card(job.plan, {**totals, "bad": len(bad)}, job.replaces)
     ledger.write(ledger.folder / "README.md", text)
     facts = {key: value for key, value in job.plan.items() if key != "source"}
-    hashes = {entry_name(entry): entry["result"]["sha256"] for entry in entries}
+    hashes = {entry_name(entry): entry["result"]["added_sha256"] for entry in entries}
     ledger.finish(
-        to_json({**facts, "synthetic": True, **totals, "shard_sha256": hashes, "records": quality})
+        to_json({**facts, "synthetic": True, **totals, "added_sha256": hashes, "records": quality})
     )
     return totals
 

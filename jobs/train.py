@@ -1,8 +1,9 @@
-"""`wristaugment train`: either stage of a recipe, on a corpus with depth, calibration and a wrist."""
+"""`wristaugment train`: a stage of a recipe, on a corpus with depth, calibration and a wrist."""
 
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 from pathlib import Path
 
 from ..readers.errors import SourceError
@@ -18,7 +19,7 @@ Training goes on from its last checkpoint when the same command is given again. 
 reconstruction.safetensors, generation.safetensors and mean_wrist.png: a folder for `run --weights`.
 """
 # Steps, batch and peak rate of nano's stages; every other setting is augment.training.Schedule's.
-DEFAULTS = {"reconstruction": (1100, 12, 8e-4), "generation": (1200, 4, 6e-4)}
+DEFAULTS = {"reconstruction": (1000, 12, 8e-4), "generation": (640, 4, 8e-4)}
 
 
 def add_parser(subparsers) -> None:
@@ -35,6 +36,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--dataset", required=True, help="profile, as in `run`")
     parser.add_argument("--data-dir", required=True, type=Path, help="the corpus")
     parser.add_argument("--split", nargs="+", default=["train"], help="default: train")
+    parser.add_argument("--episodes", type=int, help="train on the first N only (default: all)")
     parser.add_argument("--validation", default="val", help="split to report on (default val)")
     parser.add_argument("--out", required=True, type=Path, help="weights, checkpoints, cache")
     parser.add_argument("--init", type=Path, help="a weights file of the stage to start from")
@@ -100,6 +102,9 @@ def _arrays(args, dataset, splits: list[str], name: str, rows, identity: dict, c
 
     key = dataset.profile.wrist.key
     episodes, longest = count_steps(dataset, splits)
+    limit = args.episodes if splits == args.split else None
+    if limit is not None:
+        episodes = min(episodes, limit)
     source = {
         "shards": [
             [split.name, shard.path.name, shard.path.stat().st_size]
@@ -110,10 +115,10 @@ def _arrays(args, dataset, splits: list[str], name: str, rows, identity: dict, c
     }
     return build_arrays(
         args.out / "cache" / f"{name}-{'-'.join(splits)}",
-        training_episodes(dataset, splits, key, depth=name == "frames"),
+        islice(training_episodes(dataset, splits, key, depth=name == "frames"), limit),
         rows,
         episodes * max(1, longest // clip),
-        source | identity,
+        source | identity | ({} if limit is None else {"episodes": limit}),
         say_total=episodes,
     )
 
@@ -130,8 +135,8 @@ def _reconstruction(args, dataset, recipe, schedule, validation):
 
 
 def _generation(args, dataset, recipe, schedule, validation):
-    from ..augment.pipeline import RECONSTRUCTION, Augmenter
-    from ..augment.recipe import get_recipe
+    from ..augment.pipeline import Augmenter
+    from ..augment.recipe import RECONSTRUCTION, get_recipe
     from ..augment.train_generation import clip_rows, train_generation, validate
 
     if not (args.out / RECONSTRUCTION).exists():

@@ -300,7 +300,7 @@ class _Comparison:
                 key="shardLengths",
             )
         clean = len(self.problems) == before
-        if clean and entry is not None and digest.hexdigest() != entry["sha256"]:
+        if clean and entry is not None and digest.hexdigest() != entry["added_sha256"]:
             self.problem(new.path, "is not what the ledger recorded (the SHA-256 of the new bytes)")
         return size if clean else None
 

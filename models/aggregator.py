@@ -84,6 +84,8 @@ class Aggregator(nn.Module):
     """
 
     special = 5  # one camera and four register tokens a view
+    _mean: Tensor
+    _std: Tensor
 
     def __init__(
         self,

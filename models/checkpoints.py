@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-
-class WeightsError(ValueError):
-    """A weights file that is missing, damaged or of another network; the text says what to do."""
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+from .errors import WeightsError
 
 
 def save_weights(
@@ -50,17 +41,17 @@ def read_config(path: Path) -> dict:
         ) from None
     if "config" not in metadata:
         raise WeightsError(
-            f"{path}: has no configuration in its header; it was not written by `wristaugment train`"
+            f"{path}: has no configuration in its header; it was not written by "
+            "`wristaugment train`"
         )
     return json.loads(metadata["config"])
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
-    """Load strictly: every key and shape must be the network's, or WeightsError lists what is not."""
-    state: dict[str, Tensor] = {}
+    """Load strictly: every key and shape must be the network's; WeightsError lists what is not."""
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():
-            state[name] = file.get_tensor(name)
+        names = list(file.keys())
+        state = {name: file.get_tensor(name) for name in names}
     own = network.state_dict()
     wrong = {
         "missing": sorted(own.keys() - state.keys()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +23,7 @@ class AnchorEncoder(nn.Module):
         self.size = tuple(size)
         widths = [3, 32, 64, 128, dim]
         self.stages = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, width) for width in widths[1:])
 
@@ -87,7 +88,7 @@ class ContextBuilder(nn.Module):
             nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, features: Tensor | None, text: Tensor) -> Tensor:
-        """Features [B, T, V, C] (None: the negative branch of CFG), text [B, L, dim] -> [B, N, dim]."""
+        """Features [B, T, V, C] (None: CFG's negative branch), text [B, L, dim] -> [B, N, dim]."""
         if features is None:
             return text
         _, T, V, _ = features.shape

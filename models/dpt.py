@@ -1,6 +1,8 @@
-"""Dense prediction heads (Ranftl et al. 2021) as VGGT builds them: depth or points, with confidence."""
+"""Dense prediction heads (Ranftl et al. 2021) in VGGT's form: depth or points, with confidence."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +108,7 @@ class DetailBranch(nn.Module):
         self.out = nn.Conv2d(a, features, 3, padding=1)
 
     def forward(self, pixels: Tensor, x: Tensor) -> Tensor:
-        """Pixels [N, channels, H, W] and the map so far [N, features, H, W] -> what to add to it."""
+        """Pixels [N, channels, H, W], the map so far [N, features, H, W] -> what to add to it."""
 
         def grow(y: Tensor, like: Tensor) -> Tensor:
             return F.interpolate(y, like.shape[-2:], mode="bilinear", align_corners=False)
@@ -177,7 +179,7 @@ class DPTHead(nn.Module):
             x = self.norm(tokens[layer][:, :, special:].flatten(0, 1))
             x = x.transpose(1, 2).unflatten(2, (rows, columns))
             maps.append(resize(self._with_uv(project(x), aspect)))
-        s = self.scratch
+        s: Any = self.scratch  # its modules are attributes by name
         maps = [getattr(s, f"layer{i}_rn")(x) for i, x in enumerate(maps, start=1)]
 
         def shape(x: Tensor) -> tuple[int, int]:

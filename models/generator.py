@@ -1,8 +1,9 @@
-"""The wrist-view video DiT: diffusers' Wan transformer with its input widened by the condition map."""
+"""The wrist-view video DiT: diffusers' Wan transformer, its input widened by the condition map."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ class GeneratorConfig:
     Attributes:
         layers, heads, head_dim, ffn_dim: of the transformer. text_dim: width of its context.
         block: pixels a side that one latent holds. text_length: bytes of text.
-        frames: longest clip; views: most anchor views. detail: channels of the full-size convolutions.
+        frames: longest clip; views: most anchor views. detail: channels of the
+            full-size convolutions.
     """
 
     layers: int = 6
@@ -93,8 +95,10 @@ class WristGenerator(nn.Module):
         )
         nn.init.zeros_(self.dit.proj_out.weight)
         nn.init.zeros_(self.dit.proj_out.bias)
-        nn.init.zeros_(self.detail[-1].weight)
-        nn.init.zeros_(self.detail[-1].bias)
+        last = self.detail[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def check_size(self, frames: int, height: int, width: int) -> None:
         """Raise ValueError for a clip that the network would crop in silence or cannot place."""
@@ -169,7 +173,7 @@ def sample(
         FlowMatchEulerDiscreteScheduler,
     )
 
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=torch.linspace(1, 0, steps + 1)[:-1].tolist())
     positive, negative = generator.encode_context(condition)
     guided = guidance != 1.0

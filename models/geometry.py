@@ -1,7 +1,7 @@
 """Pinhole cameras as tensors: pose encodings, rays, lifting and projecting.
 
-Poses are world-to-camera 4x4 with OpenCV axes; pixels have their centres at whole numbers, so a map of
-width W spans [-0.5, W - 0.5].
+Poses are world-to-camera 4x4 with OpenCV axes; pixels have their centres at whole numbers, so a map
+of width W spans [-0.5, W - 0.5].
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def camera_rays(K: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def unproject(depth: Tensor, K: Tensor, pose: Tensor) -> Tensor:
-    """Depth [..., H, W], K [..., 3, 3], world-to-camera pose [..., 4, 4] -> points [..., H, W, 3]."""
+    """Depth [..., H, W], K [..., 3, 3], world-to-camera [..., 4, 4] -> points [..., H, W, 3]."""
     points = camera_rays(K, (depth.shape[-2], depth.shape[-1])) * depth[..., None]
     R, t = pose[..., :3, :3], pose[..., :3, 3]
     return torch.einsum("...ji,...hwj->...hwi", R, points - t[..., None, None, :])

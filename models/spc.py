@@ -41,17 +41,18 @@ def spc_loss(
 ) -> SPC:
     """Pull points in front of the wrist camera to their pixels, and points behind it to the front.
 
-    L_u is the mean squared distance between projections and matched pixels over the points in front,
-    L_depth the mean of -z over the points behind, separate means as in the paper. L_u is divided by
-    H^2 + W^2 so that its size does not depend on the resolution.
+    L_u is the mean squared distance between projections and matched pixels over the points in
+    front, L_depth the mean of -z over the points behind, separate means as in the paper. L_u
+    is divided by H^2 + W^2 so that its size does not depend on the resolution.
 
     Args:
         points: [B, M, 3] lifted from the anchor point cloud, in the world of `pose`, metres.
         pixels: [B, M, 2] the matched wrist pixels (x, y).
         valid: [B, M] bool, which correspondences count.
-        K: [B, 3, 3] of the wrist camera at `size` (H, W); pose: [B, 4, 4] predicted world-to-camera.
-        near: points closer than this in front are projected as if at `near` metres, which bounds the
-            gradient of 1/z at the plane z = 0.
+        K: [B, 3, 3] of the wrist camera at `size` (H, W); pose: [B, 4, 4] predicted world-to-
+            camera.
+        near: points closer than this in front are projected as if at `near` metres, which bounds
+            the gradient of 1/z at the plane z = 0.
     """
     points, pixels, K, pose = points.float(), pixels.float(), K.float(), pose.float()
     # A point that is not counted may be anything; set to zero it cannot leak a NaN through 0 * inf.

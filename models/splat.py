@@ -54,7 +54,7 @@ def splat(
 
     Ties go to the lower point index, so the picture does not depend on the order of execution.
     """
-    B, N, _ = points.shape
+    B = len(points)
     H, W = size
     pixels, z = project(points, K, pose)
     # Truncation after a shift of half a pixel: the pixel whose centre is nearest.

@@ -1,4 +1,4 @@
-"""VGGT with a wrist head: anchor images of one timestep -> cameras, depth, points, the wrist's pose.
+"""VGGT with a wrist head: anchor images of a timestep -> cameras, depth, points, the wrist's pose.
 
 One class at every size; `VGGTConfig()` is the public VGGT-1B.
 """
@@ -6,6 +6,7 @@ One class at every size; `VGGTConfig()` is the public VGGT-1B.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,12 +82,17 @@ class VGGT(nn.Module):
         dense = {"features": c.dpt_features, "widths": c.dpt_widths}
         built = set(c.heads_built)
         self.camera_head = self.depth_head = self.point_head = self.wrist_head = None
+        self.calibrated_depth_head = None
         if "camera" in built:
             self.camera_head = CameraHead(wide, depth=c.camera_depth, heads=c.camera_heads)
         if "depth" in built:
-            # The picture and the rays at full size, where this is no public network.
-            skip = 3 + c.ray_channels if c.ray_channels else 0
-            self.depth_head = DPTHead(wide, c.layers, outputs=2, skip=skip, **dense)
+            self.depth_head = DPTHead(wide, c.layers, outputs=2, **dense)
+            if c.ray_channels:
+                # With rays the target is another, the ratio to the table's depth: a head of its
+                # own, since one that serves both learns neither. It also sees pixels and rays.
+                self.calibrated_depth_head = DPTHead(
+                    wide, c.layers, outputs=2, skip=3 + c.ray_channels, **dense
+                )
         if "point" in built:
             self.point_head = DPTHead(wide, c.layers, outputs=4, **dense)
         if "wrist" in built:
@@ -95,7 +101,7 @@ class VGGT(nn.Module):
     def forward(
         self, images: Tensor, rays: Tensor | None = None, prior: Tensor | None = None
     ) -> Geometry:
-        """Images [B, S, 3, H, W] in [0, 1]; rays and prior as `geometry.calibrated_rays` makes them.
+        """Images [B, S, 3, H, W] in [0, 1]; rays and prior as of `geometry.calibrated_rays`.
 
         B counts timesteps (they do not see each other), S the views of one.
         """
@@ -110,22 +116,17 @@ class VGGT(nn.Module):
         if self.wrist_head is not None:
             # As in the paper the wrist head learns on features that it does not change.
             out.wrist = self.wrist_head(tokens[last].detach())
-        if self.depth_head is not None:
-            raw = self.depth_head(tokens, size, special, self._skip(images, rays))
+        if rays is not None and self.calibrated_depth_head is not None:
+            pixels = torch.cat([images, rays], dim=2)
+            raw = self.calibrated_depth_head(tokens, size, special, pixels)
             out.depth, out.depth_confidence = depth_activation(raw, prior)
+        elif self.depth_head is not None:
+            raw = self.depth_head(tokens, size, special)
+            out.depth, out.depth_confidence = depth_activation(raw)
         if self.point_head is not None:
             raw = self.point_head(tokens, size, special)
             out.points, out.points_confidence = point_activation(raw)
         return out
-
-    def _skip(self, images: Tensor, rays: Tensor | None) -> Tensor | None:
-        channels = self.config.ray_channels
-        if not channels:
-            return None
-        if rays is None:
-            B, S, _, H, W = images.shape
-            rays = images.new_zeros(B, S, channels, H, W)
-        return torch.cat([images, rays], dim=2)
 
     @torch.no_grad()
     def prepare_from_scratch(self) -> None:
@@ -137,7 +138,9 @@ class VGGT(nn.Module):
         for module in self.modules():
             if isinstance(module, LayerScale):
                 nn.init.constant_(module.gamma, 0.3)
-        if self.depth_head is not None:
-            last = self.depth_head.scratch.output_conv2[-1]
-            nn.init.zeros_(last.bias)
-            last.weight.mul_(0.3)
+        for head in (self.depth_head, self.calibrated_depth_head):
+            if head is not None:
+                scratch: Any = head.scratch  # its modules are attributes by name
+                last = scratch.output_conv2[-1]
+                nn.init.zeros_(last.bias)
+                last.weight.mul_(0.3)

@@ -13,7 +13,7 @@ import itertools
 import json
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -126,7 +126,9 @@ def _write_split(writer, plan: Plan, workers: int, progress: bool) -> None:
                 writer.write_shard(path, itertools.islice(payloads, length))
 
 
-def _payloads(plan: Plan, indices: list[int], workers: int, progress: bool) -> Iterator[bytes]:
+def _payloads(
+    plan: Plan, indices: list[int], workers: int, progress: bool
+) -> Generator[bytes, None, None]:
     from tqdm import tqdm
 
     make = partial(make_payload, plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes.util
 import os
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,10 @@ class Renderer:
         import mujoco  # not before: it reads MUJOCO_GL
 
         self._mujoco = mujoco
-        self._gl = self._context = self._scene = self._model = None
+        self._gl: Any = None
+        self._context: Any = None
+        self._scene: Any = None
+        self._model: Any = None
         self.height, self.width = height, width
         try:
             self._gl = mujoco.GLContext(width, height)

@@ -34,10 +34,10 @@ def droid_features(depth: bool) -> tfds.features.FeaturesDict:
     """
     f = tfds.features
 
-    def vector(size: int, dtype=np.float64):
+    def vector(size: int, dtype: type[np.generic] = np.float64):
         return f.Tensor(shape=(size,), dtype=dtype)
 
-    observation = {
+    observation: dict[str, object] = {
         "gripper_position": vector(1),
         "cartesian_position": vector(6),
         "joint_position": vector(7),
@@ -67,7 +67,7 @@ def droid_features(depth: bool) -> tfds.features.FeaturesDict:
         "reward": f.Scalar(dtype=np.float32),
     }
     words = ("recording_folderpath", "file_path", "building", "collector_id", "date", "scene_id")
-    metadata = {key: f.Text() for key in (*words, "task_category")}
+    metadata: dict[str, object] = {key: f.Text() for key in (*words, "task_category")}
     for key in CALIBRATION.values():
         metadata[f"extrinsics_{key}"] = vector(6, np.float32)
         metadata[f"intrinsics_{key}"] = vector(4, np.float32)

@@ -37,7 +37,7 @@ def surface(rng: np.random.Generator, colour: np.ndarray, size: int = 256) -> np
     kind = rng.choice(list(kinds), p=list(kinds.values()))
     other = np.clip(colour + rng.uniform(-0.25, 0.25, 3), 0, 1)
     if kind == "mottled":
-        patches = noise(rng, shape, (rng.integers(2, 12),) * 2)
+        patches = noise(rng, shape, (cells := int(rng.integers(2, 12)), cells))
         weight = (patches * rng.uniform(0.2, 0.7) + 0.4)[..., None]
         base = base * (1 - weight) + other * weight
     elif kind == "wood":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -16,9 +17,13 @@ def staged_name(path: Path) -> Path:
 
 def fsync_dir(folder: Path) -> None:
     """Make the names in `folder` (its creations, renames and removals) survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # Some network file systems do not know fsync of a folder; they order renames themselves.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -28,6 +33,14 @@ def publish(staged: Path, path: Path, *, sync_dir: bool = True) -> None:
     os.replace(staged, path)
     if sync_dir:
         fsync_dir(path.parent)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and bring its bytes to the disk; the way to stage what `publish` renames."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_atomic(path: Path, data: bytes, *, sync_dir: bool = True) -> None:
@@ -41,10 +54,7 @@ def write_atomic(path: Path, data: bytes, *, sync_dir: bool = True) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = staged_name(path)
-    with open(staged, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(staged, data)
     publish(staged, path, sync_dir=sync_dir)
 
 

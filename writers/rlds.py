@@ -40,8 +40,8 @@ class ShardResult:
         split, shard: which one.
         records: how many records are in the copy's file.
         num_bytes: the sum of their payloads (dataset_info's numBytes).
-        sha256: of what the copy adds: each record's length, new bytes and crc (which covers the
-            record's old bytes too); not of the whole file.
+        added_sha256: of what the copy adds: each record's length, new bytes and crc (which covers
+            the record's old bytes too); not of the whole file.
         bytes: the size of the file.
         bad: what could not be augmented, in order. Each has `record` (from 0, in the source's
             file), `count` (how many declared records it stands for), `what` ("left out": not
@@ -53,7 +53,7 @@ class ShardResult:
     shard: int
     records: int
     num_bytes: int
-    sha256: str
+    added_sha256: str
     bytes: int
     bad: list[dict] = field(default_factory=list)
 
@@ -177,7 +177,7 @@ class RldsCopy:
                 result.num_bytes += length
             file.flush()
             os.fsync(file.fileno())
-        result.sha256 = digest.hexdigest()
+        result.added_sha256 = digest.hexdigest()
         return result
 
     def finish(self, results: Sequence[ShardResult]) -> None:

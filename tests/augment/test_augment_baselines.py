@@ -6,7 +6,6 @@ from PIL import Image
 from wristaugment.augment.baselines import (
     MEAN_PICTURE,
     Way,
-    fill_holes,
     holes_of,
     make_frames,
     mean_wrist,
@@ -105,8 +104,9 @@ def test_what_is_not_known_is_refused_with_the_choices(names, said):
     assert caught.value.todo
 
 
-def test_holes_take_the_nearest_colour_that_was_seen(stream):
-    filled = fill_holes(stream.condition, stream.holes)
+def test_holes_take_the_nearest_colour_that_was_seen(episode, stream):
+    way = Way("projection", "projection", "nano", "auto")
+    filled = make_frames(way, episode, stream, (6, 8))
     assert filled[0, 0, 0].tolist() == [200, 10, 0]
     assert filled[0, 5, 7].tolist() == [0, 0, 0]  # nearest to the black pixel that was seen
     assert {tuple(p) for p in filled[0].reshape(-1, 3)} == {(200, 10, 0), (0, 0, 0)}

@@ -1,6 +1,7 @@
 """Both stages on an episode, with small untrained networks."""
 
 from dataclasses import asdict, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,26 +12,10 @@ from wristaugment.augment.recipe import RECIPES
 from wristaugment.augment.reconstruct import mean_pose, network_size, reconstruct
 from wristaugment.models.checkpoints import WeightsError, save_weights
 from wristaugment.models.generator import GeneratorConfig, WristGenerator
-from wristaugment.models.vggt import VGGT, VGGTConfig
+from wristaugment.models.vggt import VGGT
 from wristaugment.readers.episode import Episode, Record, View
 from wristaugment.readers.errors import SourceError
 
-VGGT_CONFIG = VGGTConfig(
-    dim=32,
-    depth=4,
-    heads=1,
-    encoder_depth=1,
-    encoder_heads=1,
-    grid=4,
-    layers=(0, 1, 2, 3),
-    dpt_features=8,
-    dpt_widths=(8, 8, 8, 8),
-    camera_depth=1,
-    camera_heads=2,
-    heads_built=("camera", "depth", "wrist"),
-    ray_channels=9,
-    wrist={"dim": 32, "depth": 1, "heads": 2, "queries": 2},
-)
 DIT_CONFIG = GeneratorConfig(layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=8)
 RECIPE = replace(
     RECIPES["nano"], wrist_size=(24, 40), pixels=56 * 98, clip=4, overlap=1, steps=2, edge=0.5
@@ -38,12 +23,12 @@ RECIPE = replace(
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights(tmp_path_factory, small_vggt):
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    network = VGGT(VGGT_CONFIG)
+    network = VGGT(small_vggt)
     network.prepare_from_scratch()
-    save_weights(folder / "reconstruction.safetensors", network, asdict(VGGT_CONFIG))
+    save_weights(folder / "reconstruction.safetensors", network, asdict(small_vggt))
     generator = WristGenerator(DIT_CONFIG)
     torch.nn.init.normal_(generator.dit.proj_out.weight, std=0.02)
     save_weights(folder / "generation.safetensors", generator, DIT_CONFIG.to_dict())
@@ -55,36 +40,33 @@ def augmenter(weights):
     return Augmenter(RECIPE, weights=weights)
 
 
-def looking(eye, at) -> np.ndarray:
-    z = np.subtract(at, eye) / np.linalg.norm(np.subtract(at, eye))
-    x = np.cross(z, [0, 0, 1]) / np.linalg.norm(np.cross(z, [0, 0, 1]))
-    pose = np.eye(4)
-    pose[:3, :3] = np.stack([x, np.cross(z, x), z])
-    pose[:3, 3] = -pose[:3, :3] @ np.asarray(eye)
-    return pose
+@pytest.fixture(scope="session")
+def episode(looking):
+    """Makes episodes."""
+
+    def make(steps: int = 6, *, calibrated: bool = True, size: tuple[int, int] = (45, 80)):
+        rng = np.random.default_rng(0)
+        K = np.array([[60.0, 0, size[1] / 2], [0, 60, size[0] / 2], [0, 0, 1]])
+        anchors = [
+            View(
+                f"observation/image_{i}",
+                rng.integers(0, 255, (steps, *size, 3), dtype=np.uint8),
+                K if calibrated else None,
+                looking([0.5, side, 0.6], [0.5, 0, 0.1]) if calibrated else None,
+            )
+            for i, side in enumerate((0.8, -0.8))
+        ]
+        eef = np.tile(np.eye(4), (steps, 1, 1))
+        eef[:, :3, :3] = np.diag([1, -1, -1])
+        eef[:, :3, 3] = [0.5, 0, 0.35]
+        mount = np.eye(4)
+        known = {"eef_pose": eef, "wrist_mount": mount, "wrist_K": K, "wrist_size": size}
+        return Episode(Record("train", 0, 0), anchors, "pick up the cube", **known)
+
+    return make
 
 
-def episode(steps: int = 6, *, calibrated: bool = True, size: tuple[int, int] = (45, 80)):
-    rng = np.random.default_rng(0)
-    K = np.array([[60.0, 0, size[1] / 2], [0, 60, size[0] / 2], [0, 0, 1]])
-    anchors = [
-        View(
-            f"observation/image_{i}",
-            rng.integers(0, 255, (steps, *size, 3), dtype=np.uint8),
-            K if calibrated else None,
-            looking([0.5, side, 0.6], [0.5, 0, 0.1]) if calibrated else None,
-        )
-        for i, side in enumerate((0.8, -0.8))
-    ]
-    eef = np.tile(np.eye(4), (steps, 1, 1))
-    eef[:, :3, :3] = np.diag([1, -1, -1])
-    eef[:, :3, 3] = [0.5, 0, 0.35]
-    mount = np.eye(4)
-    known = {"eef_pose": eef, "wrist_mount": mount, "wrist_K": K, "wrist_size": size}
-    return Episode(Record("train", 0, 0), anchors, "pick up the cube", **known)
-
-
-def test_a_stream_has_a_frame_a_step_and_says_where_its_pose_came_from(augmenter):
+def test_a_stream_has_a_frame_a_step_and_says_where_its_pose_came_from(augmenter, episode):
     stream = augmenter(episode(), seed=3)
     assert stream.frames.shape == (6, 24, 40, 3) and stream.frames.dtype == np.uint8
     assert stream.valid.all() and (stream.coverage > 0.3).all()
@@ -93,19 +75,19 @@ def test_a_stream_has_a_frame_a_step_and_says_where_its_pose_came_from(augmenter
     assert set(stream.seconds) == {"reconstruct", "project", "generate"}
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(augmenter):
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(augmenter, episode):
     first = augmenter(episode(), seed=3).frames
     assert np.array_equal(first, augmenter(episode(), seed=3).frames)
     assert not np.array_equal(first, augmenter(episode(), seed=4).frames)
 
 
-def test_the_bytes_do_not_depend_on_what_was_made_before(augmenter, weights):
+def test_the_bytes_do_not_depend_on_what_was_made_before(augmenter, weights, episode):
     augmenter(episode(9), seed=8)
     fresh = Augmenter(RECIPE, weights=weights)
     assert np.array_equal(augmenter(episode(), seed=3).frames, fresh(episode(), seed=3).frames)
 
 
-def test_without_calibration_the_head_gives_the_pose(augmenter):
+def test_without_calibration_the_head_gives_the_pose(augmenter, episode):
     stream = augmenter(episode(calibrated=False), seed=0)
     assert "head" in stream.notes["pose"] and "no calibration" in stream.notes["geometry"]
     assert stream.frames.shape == (6, 24, 40, 3) and np.isfinite(stream.pose).all()
@@ -113,36 +95,36 @@ def test_without_calibration_the_head_gives_the_pose(augmenter):
     assert "asked for" in head.notes["pose"]
 
 
-def test_a_measured_pose_that_is_not_there_is_refused(augmenter):
+def test_a_measured_pose_that_is_not_there_is_refused(augmenter, episode):
     with pytest.raises(SourceError, match="--pose head"):
         augmenter(episode(calibrated=False), seed=0, pose="measured")
 
 
 def test_an_episode_without_a_picture_is_refused(augmenter):
     empty = Episode(Record("train", 0, 4), [], dropped={"observation/image_0": "all black"})
-    with pytest.raises(SourceError, match="record 4.*all black.*--anchor-keys"):
+    with pytest.raises(SourceError, match=r"record 4.*all black.*--anchor-keys"):
         augmenter(empty, seed=0)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 11])
-def test_every_length_comes_out_whole(augmenter, steps):
+def test_every_length_comes_out_whole(augmenter, steps, episode):
     stream = augmenter(episode(steps), seed=0)
     assert len(stream.frames) == len(stream.valid) == len(stream.coverage) == steps
 
 
-def test_three_square_views_go_through(augmenter):
+def test_three_square_views_go_through(augmenter, episode):
     views = episode(calibrated=False, size=(64, 64))
     views.anchors.append(replace(views.anchors[0], key="observation/image_2"))
     assert augmenter(views, seed=0).frames.shape == (6, 24, 40, 3)
 
 
-def test_frames_that_saw_too_little_are_black_and_invalid(weights):
+def test_frames_that_saw_too_little_are_black_and_invalid(weights, episode):
     strict = Augmenter(replace(RECIPE, min_coverage=1.01), weights=weights)
     stream = strict(episode(), seed=0)
     assert not stream.valid.any() and not stream.frames.any()
 
 
-def test_predicted_cameras_are_one_for_the_episode(augmenter):
+def test_predicted_cameras_are_one_for_the_episode(augmenter, episode):
     found = reconstruct(augmenter.reconstruction, episode(calibrated=False), RECIPE)
     assert found.pose.shape == (2, 4, 4)
     torch.testing.assert_close(found.pose[0], torch.eye(4))
@@ -164,7 +146,7 @@ def test_windows_cover_every_step_and_overlap():
     windows = clip_windows(11, 4, 1)
     assert sorted({int(t) for w in windows for t in w}) == list(range(11))
     assert all(len(w) == 4 for w in windows) and windows[-1][-1] == 10
-    assert all(b[0] <= a[-1] for a, b in zip(windows[:-1], windows[1:], strict=True))
+    assert all(b[0] <= a[-1] for a, b in pairwise(windows))
     assert blend_weights(4, 1).tolist() == [0.5, 1.0, 1.0, 0.5]
 
 

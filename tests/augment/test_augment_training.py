@@ -20,37 +20,11 @@ from wristaugment.augment.train_reconstruction import (
 from wristaugment.augment.training import Schedule, train
 from wristaugment.models.generator import GeneratorConfig
 from wristaugment.models.geometry import transform, unproject
-from wristaugment.models.vggt import VGGTConfig
 from wristaugment.readers.episode import Episode, Record, View
 from wristaugment.readers.errors import SourceError
 
-TINY = VGGTConfig(
-    dim=32,
-    depth=4,
-    heads=1,
-    encoder_depth=1,
-    encoder_heads=1,
-    grid=4,
-    layers=(0, 1, 2, 3),
-    dpt_features=8,
-    dpt_widths=(8, 8, 8, 8),
-    camera_depth=1,
-    camera_heads=2,
-    heads_built=("camera", "depth", "wrist"),
-    ray_channels=9,
-    wrist={"dim": 32, "depth": 1, "heads": 2, "queries": 2},
-)
 RECIPE = replace(RECIPES["projection"], wrist_size=(24, 40), pixels=42 * 84, clip=4, edge=0.5)
 SIZE = (45, 80)
-
-
-def looking(eye, at, up=(0, 0, 1)) -> np.ndarray:
-    z = np.subtract(at, eye) / np.linalg.norm(np.subtract(at, eye))
-    x = np.cross(z, up) / np.linalg.norm(np.cross(z, up))
-    pose = np.eye(4)
-    pose[:3, :3] = np.stack([x, np.cross(z, x), z])
-    pose[:3, 3] = -pose[:3, :3] @ np.asarray(eye)
-    return pose
 
 
 def table_view(key: str, pose: np.ndarray, steps: int, depth: bool = True) -> View:
@@ -68,22 +42,30 @@ def table_view(key: str, pose: np.ndarray, steps: int, depth: bool = True) -> Vi
     return View(key, frames, K, pose, known)
 
 
-def episode(index: int = 0, steps: int = 4, depth: bool = True) -> Episode:
-    anchors = [
-        table_view(f"observation/image_{i}", looking([0.4, side, 0.6], [0.5, 0, 0]), steps, depth)
-        for i, side in enumerate((0.7, -0.7))
-    ]
-    eef = np.tile(np.eye(4), (steps, 1, 1))
-    eef[:, :3, 3] = [0.5, 0.02 * index, 0.4]
-    pose = looking([0.5, 0.02 * index, 0.4], [0.52, 0.02 * index, 0], up=(1, 0, 0))
-    mount = np.linalg.inv(eef[0]) @ np.linalg.inv(pose)
-    wrist = table_view("observation/wrist", pose, steps, depth)
-    known = {"eef_pose": eef, "wrist_mount": mount, "wrist_K": wrist.K, "wrist_size": SIZE}
-    return Episode(Record("train", 0, index), anchors, "push the cube", wrist=wrist, **known)
+@pytest.fixture(scope="session")
+def episode(looking):
+    """Makes episodes."""
+
+    def make(index: int = 0, steps: int = 4, depth: bool = True) -> Episode:
+        anchors = [
+            table_view(
+                f"observation/image_{i}", looking([0.4, side, 0.6], [0.5, 0, 0]), steps, depth
+            )
+            for i, side in enumerate((0.7, -0.7))
+        ]
+        eef = np.tile(np.eye(4), (steps, 1, 1))
+        eef[:, :3, 3] = [0.5, 0.02 * index, 0.4]
+        pose = looking([0.5, 0.02 * index, 0.4], [0.52, 0.02 * index, 0], up=(1, 0, 0))
+        mount = np.linalg.inv(eef[0]) @ np.linalg.inv(pose)
+        wrist = table_view("observation/wrist", pose, steps, depth)
+        known = {"eef_pose": eef, "wrist_mount": mount, "wrist_K": wrist.K, "wrist_size": SIZE}
+        return Episode(Record("train", 0, index), anchors, "push the cube", wrist=wrist, **known)
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def frames(tmp_path_factory) -> Arrays:
+def frames(tmp_path_factory, episode) -> Arrays:
     folder = tmp_path_factory.mktemp("frames")
     episodes = (episode(i) for i in range(3))
     return build_arrays(folder, episodes, lambda e: frame_rows(e, RECIPE), 12, {"a": 1})
@@ -126,9 +108,9 @@ def test_depth_is_never_mixed():
     assert set(np.unique(nearest_resize(depth, (5, 3)))) <= {1.0, 3.0}
 
 
-def test_reconstruction_learns_and_reports(frames, tmp_path):
+def test_reconstruction_learns_and_reports(frames, tmp_path, small_vggt):
     schedule = Schedule(steps=30, batch=4, rate=2e-3, warmup=5, save=30, bf16=False)
-    path = train_reconstruction(frames, schedule, tmp_path, config=TINY)
+    path = train_reconstruction(frames, schedule, tmp_path, config=small_vggt)
     lines = (tmp_path / "reconstruction" / "log.jsonl").read_text().splitlines()
     assert len(lines) == 3
     figures = validate(path, frames)
@@ -164,7 +146,7 @@ def test_generation_learns_the_difference_between_map_and_truth(tmp_path):
     assert (tmp_path / "mean_wrist.png").exists()
 
 
-def test_clips_pair_the_map_with_the_truth():
+def test_clips_pair_the_map_with_the_truth(episode):
     from wristaugment.augment.reconstruct import Reconstruction
 
     source = episode()
@@ -205,8 +187,8 @@ def test_a_disturbed_pose_is_near_and_rigid():
     torch.testing.assert_close(identity, poses[:, :3, :3], atol=1e-5, rtol=0)
 
 
-def test_a_corpus_without_depth_is_refused():
-    with pytest.raises(SourceError, match="no anchor depth and no wrist depth.*--depth"):
+def test_a_corpus_without_depth_is_refused(episode):
+    with pytest.raises(SourceError, match=r"no anchor depth and no wrist depth.*--depth"):
         require_calibration(episode(depth=False))
 
 

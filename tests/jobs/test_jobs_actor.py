@@ -131,11 +131,11 @@ def test_seeds_reach_the_frames_and_do_not_depend_on_the_order(work, tmp_path, m
     shas = {}
     for index in (2, 0, 2):
         outcome = actor.make_shard("train", index, str(tmp_path / "s"), str(tmp_path / "c"))
-        shas.setdefault(index, set()).add(outcome.entry["result"]["sha256"])
+        shas.setdefault(index, set()).add(outcome.entry["result"]["added_sha256"])
     assert [len(found) for found in shas.values()] == [1, 1]
     other = ShardActor(Work(**{**work.__dict__, "seed": 1}))
     outcome = other.make_shard("train", 2, str(tmp_path / "s"), str(tmp_path / "c"))
-    assert outcome.entry["result"]["sha256"] not in shas[2]
+    assert outcome.entry["result"]["added_sha256"] not in shas[2]
 
 
 def test_an_actor_computes_with_one_thread(monkeypatch):

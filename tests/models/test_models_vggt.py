@@ -1,4 +1,4 @@
-"""VGGT against figures of the public implementation, on weights that are a function of their names."""
+"""VGGT against figures of the public implementation, on weights that follow from their names."""
 
 import json
 import zlib

@@ -108,7 +108,7 @@ def test_each_record_is_an_exact_prefix(droid_source, tmp_path):
             at += 12
             added += data[at - 12 : at] + data[at + len(a) : at + len(b) + 4]
             at += len(b) + 4
-        assert result.sha256 == hashlib.sha256(added).hexdigest()
+        assert result.added_sha256 == hashlib.sha256(added).hexdigest()
 
 
 def test_dataset_info_changes_in_sizes_alone(droid_source, tmp_path):

@@ -74,6 +74,10 @@ class Augmenter:
     def project(self, episode: Episode, geometry: Reconstruction) -> tuple[Conditions, np.ndarray]:
         """Condition maps and the wrist intrinsics [3, 3] they were made with."""
         K = scaled_wrist_K(episode.wrist_K, episode.wrist_size, geometry.wrist_fov, self.recipe)
+        recipe = self.recipe
+        if not geometry.calibrated:
+            surer = min(recipe.min_confidence, float(geometry.confidence.median()))
+            recipe = replace(recipe, min_confidence=surer)
         maps = condition_maps(
             episode.anchors,
             geometry.depth,
@@ -82,7 +86,7 @@ class Augmenter:
             geometry.pose,
             K,
             geometry.wrist_pose,
-            self.recipe,
+            recipe,
         )
         return maps, K.numpy()
 

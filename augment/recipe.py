@@ -26,8 +26,9 @@ class Recipe:
         pixels: area that anchor views are resized to for the reconstruction, in pixels.
         radius: of the splat's disc. layer: see `models.splat.splat`.
         supersample: the condition map is splatted at this many times the wrist size.
-        min_confidence: points of lower depth confidence are not splatted. edge: nor those where
-            depth jumps by more than this share between neighbours.
+        min_confidence: points of lower depth confidence are not splatted (without calibration,
+            where depth is surer of nothing, the surer half is). edge: nor those where depth jumps
+            by more than this share between neighbours.
         wrist_hfov: horizontal field of view in degrees where neither data nor head gives one.
         steps, guidance, shift: of the sampler (see `models.generator.sample`).
         clip, overlap: frames made at a time, and shared with the clip before.

@@ -25,6 +25,7 @@ class Reconstruction:
         K: [S, 3, 3] at (h, w); pose: [S, 4, 4] world-to-camera, one for the whole episode.
         wrist_pose: [T, 4, 4] world-to-camera; wrist_fov: [2] (high, wide) in radians.
         notes: what was chosen for pose and geometry, and why.
+        calibrated: whether cameras came with the data (the depth is then the calibrated head's).
     """
 
     depth: Tensor
@@ -34,6 +35,7 @@ class Reconstruction:
     wrist_pose: Tensor
     wrist_fov: Tensor
     notes: dict[str, str] = field(default_factory=dict)
+    calibrated: bool = True
 
 
 def network_size(height: int, width: int, pixels: int) -> tuple[int, int]:
@@ -140,4 +142,4 @@ def reconstruct(
     else:
         why = "asked for" if pose == "head" else "the data have no calibrated hand camera"
         notes["pose"] = f"head: the wrist head's prediction ({why})"
-    return Reconstruction(depth, confidence, K, view_pose, wrist_pose, wrist_fov, notes)
+    return Reconstruction(depth, confidence, K, view_pose, wrist_pose, wrist_fov, notes, calibrated)

@@ -18,7 +18,14 @@ from wristaugment.readers.errors import SourceError
 
 DIT_CONFIG = GeneratorConfig(layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=8)
 RECIPE = replace(
-    RECIPES["nano"], wrist_size=(24, 40), pixels=56 * 98, clip=4, overlap=1, steps=2, edge=0.5
+    RECIPES["nano"],
+    wrist_size=(24, 40),
+    pixels=56 * 98,
+    clip=4,
+    overlap=1,
+    steps=2,
+    edge=0.5,
+    min_confidence=1.0,
 )
 
 

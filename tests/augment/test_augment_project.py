@@ -62,7 +62,7 @@ def test_supersampling_keeps_the_picture():
 
 def test_low_confidence_is_left_out():
     anchors, depth, confidence = plane()
-    confidence[:, :, :, 20:] = 1.0
+    confidence[:, :, :, 20:] = 1.0  # below what the recipe asks for
     poses = torch.eye(4).repeat(2, 1, 1)
     maps = condition_maps(
         anchors, depth, confidence, K[None], poses[:1], K, poses,

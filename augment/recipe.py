@@ -47,8 +47,8 @@ class Recipe:
     min_confidence: float = 4.0
     edge: float = 0.05
     wrist_hfov: float = 80.0
-    steps: int = 3
-    guidance: float = 1.0
+    steps: int = 2
+    guidance: float = 1.5
     shift: float = 1.0
     clip: int = 8
     overlap: int = 2

@@ -61,7 +61,9 @@ def test_an_unknown_dataset_or_recipe_or_folder_is_one_line_and_nothing_is_writt
 def test_weights_that_are_not_there_are_refused(small, tmp_path, capsys):
     out = tmp_path / "out"
     args = replaced(small.args(out), "--recipe", "nano")
-    assert "no weights" in refused([*args, "--weights", tmp_path], capsys)
+    assert "these weights of recipe 'nano' are not here" in refused(
+        [*args, "--weights", tmp_path], capsys
+    )
     assert not out.exists()
 
 

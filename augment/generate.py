@@ -87,7 +87,7 @@ def generate(
         clip = sample(
             generator,
             condition,
-            noise[window][None].to(device),
+            recipe.noise * noise[window][None].to(device),
             steps=recipe.steps,
             guidance=recipe.guidance,
             shift=recipe.shift,

@@ -31,6 +31,8 @@ class Recipe:
             by more than this share between neighbours.
         wrist_hfov: horizontal field of view in degrees where neither data nor head gives one.
         steps, guidance, shift: of the sampler (see `models.generator.sample`).
+        noise: scale of the noise that sampling starts from. nano's flow is trained too little to
+            take all of it away, and without any it gives its mean picture: the seed has no say.
         clip, overlap: frames made at a time, and shared with the clip before.
         min_coverage: frames whose condition map saw less than this share are marked invalid.
     """
@@ -47,8 +49,9 @@ class Recipe:
     min_confidence: float = 4.0
     edge: float = 0.05
     wrist_hfov: float = 80.0
-    steps: int = 2
-    guidance: float = 1.5
+    steps: int = 1
+    guidance: float = 1.0
+    noise: float = 0.0
     shift: float = 1.0
     clip: int = 8
     overlap: int = 2

@@ -26,6 +26,7 @@ RECIPE = replace(
     steps=2,
     edge=0.5,
     min_confidence=1.0,
+    noise=1.0,
 )
 
 

@@ -77,7 +77,7 @@ def test_a_carried_object_keeps_its_place_in_the_hand(played):
     assert seen > 3
 
 
-def test_steps_are_a_window_with_one_stride():
+def test_steps_are_a_window_with_one_stride(mujoco):
     from wristaugment.simulation.episode import _choose_steps
 
     strides = set()

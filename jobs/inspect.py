@@ -268,9 +268,11 @@ def _outlook(dataset, report: dict, anchor_keys) -> dict:
     wrist = profile.wrist.key if profile.wrist and profile.wrist.key in pictures else None
     calibration = report["calibration"]
     mount = bool(profile.wrist and calibration[profile.wrist.key]["extrinsics"])
-    measured = bool(
-        anchors and profile.eef and mount and any(calibration[key]["extrinsics"] for key in anchors)
+    # As `run` decides it: without every anchor's whole calibration the wrist head gives the pose.
+    whole = all(
+        calibration[key]["extrinsics"] and calibration[key]["intrinsics"] for key in anchors
     )
+    measured = bool(anchors and profile.eef and mount and whole)
     missing = []
     if not profile.anchors:
         keys = ", ".join(c["key"] for c in report["cameras"] if c["role"] == "candidate")

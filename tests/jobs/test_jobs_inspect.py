@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 from wristaugment.jobs import inspect as command
@@ -41,8 +42,14 @@ def test_a_droid_dataset(droid_source, findings):
         "observation/wrist_image_left": {"extrinsics": True, "intrinsics": True},
     }
     assert report["proprioception"]["eef"] == "observation/cartesian_position"
-    assert report["pose"] == "measured" and report["ready"] and report["missing"] == []
+    # One anchor is not calibrated, and then `run` takes the wrist head's pose.
+    assert report["pose"] == "head" and report["ready"] and report["missing"] == []
     assert "5 episodes" in text and "24x32x3 jpeg" in text and "would make wrist_rgb" in text
+
+
+def test_a_sample_calibrated_throughout_promises_the_measured_pose(findings):
+    sample = Path(__file__).parents[2] / "sample"
+    assert findings(sample)[0]["pose"] == "measured"
 
 
 def blacken(folder, key):

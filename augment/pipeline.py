@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..models.checkpoints import load_weights, read_config
+from ..models.errors import WeightsError
 from ..models.generator import GeneratorConfig, WristGenerator
 from ..models.vggt import VGGT, VGGTConfig
 from ..readers.episode import Episode, WristStream
@@ -22,18 +23,35 @@ from .recipe import Recipe, file_sha256, get_recipe, weight_files
 from .reconstruct import Reconstruction, reconstruct
 
 
+def _fitting(kind, path: Path) -> Any:
+    """The configuration `kind` of a weights file; WeightsError where it is another network's."""
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(path).items()}
+    try:
+        return kind(**config)
+    except TypeError as error:
+        raise WeightsError(
+            f"{path}: holds the weights of another network ({error}); give --weights the folder "
+            "that `wristaugment train` wrote"
+        ) from None
+
+
 def load_reconstruction(path: Path) -> VGGT:
     """The VGGT that a weights file describes, in evaluation mode."""
-    config = read_config(path)
-    tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-    network = VGGT(VGGTConfig(**tuples))
+    config = _fitting(VGGTConfig, path)
+    lacking = {"camera", "depth", "wrist"} - set(config.heads_built)
+    if lacking:
+        raise WeightsError(
+            f"{path}: has no {' and no '.join(sorted(lacking))} head, which a wrist view needs; "
+            "train it with `wristaugment train reconstruction`"
+        )
+    network = VGGT(config)
     load_weights(path, network)
     return network.eval()
 
 
 def load_generator(path: Path) -> WristGenerator:
     """The generator that a weights file describes, in evaluation mode."""
-    network = WristGenerator(GeneratorConfig(**read_config(path)))
+    network = WristGenerator(_fitting(GeneratorConfig, path))
     load_weights(path, network)
     return network.eval()
 

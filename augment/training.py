@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..readers.errors import SourceError
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -105,8 +107,10 @@ def train(
                 for k, v in asdict(schedule).items()
                 if saved["schedule"].get(k) != v
             }
-            raise ValueError(
-                f"{path}: was trained with other settings {changed}; use them, or another --out"
+            raise SourceError(
+                f"was trained with other settings {changed}",
+                file=path,
+                todo="use those settings to go on, or another --out",
             )
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])

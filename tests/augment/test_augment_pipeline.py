@@ -12,7 +12,7 @@ from wristaugment.augment.recipe import RECIPES
 from wristaugment.augment.reconstruct import mean_pose, network_size, reconstruct
 from wristaugment.models.checkpoints import WeightsError, save_weights
 from wristaugment.models.generator import GeneratorConfig, WristGenerator
-from wristaugment.models.vggt import VGGT
+from wristaugment.models.vggt import VGGT, VGGTConfig
 from wristaugment.readers.episode import Episode, Record, View
 from wristaugment.readers.errors import SourceError
 
@@ -173,3 +173,17 @@ def test_weights_of_another_network_are_refused(weights, tmp_path):
     (tmp_path / "generation.safetensors").unlink()
     with pytest.raises(WeightsError, match="no such weights file"):
         Augmenter(RECIPE, weights=tmp_path)
+
+
+def test_files_that_changed_places_are_refused_and_so_is_a_missing_head(weights, tmp_path):
+    from wristaugment.augment.pipeline import load_generator, load_reconstruction
+
+    with pytest.raises(WeightsError, match="weights of another network"):
+        load_reconstruction(weights / "generation.safetensors")
+    with pytest.raises(WeightsError, match="weights of another network"):
+        load_generator(weights / "reconstruction.safetensors")
+    config = VGGTConfig(dim=32, depth=1, heads=1, encoder_depth=1, encoder_heads=1, grid=4,
+                        layers=(0, 0, 0, 0), heads_built=("camera",))  # fmt: skip
+    save_weights(tmp_path / "w.safetensors", VGGT(config), asdict(config))
+    with pytest.raises(WeightsError, match="no depth and no wrist head"):
+        load_reconstruction(tmp_path / "w.safetensors")

@@ -58,7 +58,7 @@ nano: install-sim
 	  --out $(NANO)/corpus
 	$(BIN)/wristaugment train reconstruction --dataset droid --data-dir $(NANO)/corpus \
 	  --out $(NANO) --json $(NANO)/reconstruction.json
-	$(BIN)/wristaugment train generation --dataset droid --data-dir $(NANO)/corpus --episodes 640 \
+	$(BIN)/wristaugment train generation --dataset droid --data-dir $(NANO)/corpus --episodes 800 \
 	  --out $(NANO) --json $(NANO)/generation.json
 	$(BIN)/wristaugment evaluate --dataset droid --data-dir $(NANO)/corpus --split test \
 	  --against observation/wrist_image_left --weights $(NANO) --episodes 100 \

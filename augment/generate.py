@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..models.generator import Condition, WristGenerator, sample
-from ..readers.episode import View
+from ..readers.episode import Episode
 from .project import Conditions
 from .recipe import Recipe
 from .reconstruct import resize_frames
@@ -15,8 +15,16 @@ from .reconstruct import resize_frames
 ANCHOR_SIZE = (90, 160)  # anchors as the anchor encoder is given them
 
 
+def gripper_plane(episode: Episode) -> Tensor:
+    """[T] how far closed the gripper is, in [-1, 1]; 0 where the episode does not say."""
+    if episode.gripper is None:
+        return torch.zeros(episode.length)
+    closed = torch.as_tensor(np.asarray(episode.gripper, np.float32)).reshape(episode.length)
+    return (2 * closed - 1).clamp(-1, 1).nan_to_num(0.0)
+
+
 def to_condition(
-    generator: WristGenerator, maps: Conditions, anchors: list[View], language: str, t: np.ndarray
+    generator: WristGenerator, maps: Conditions, episode: Episode, t: np.ndarray
 ) -> Condition:
     """The generator's input for the timesteps `t` [n] of an episode, a batch of one."""
 
@@ -24,14 +32,15 @@ def to_condition(
         return torch.as_tensor(values[t]).float()[None, :, None]
 
     filled = torch.as_tensor(maps.filled[t]).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
-    views = anchors[: generator.config.views]
+    views = episode.anchors[: generator.config.views]
     frames = torch.stack([resize_frames(v.frames[t], ANCHOR_SIZE) for v in views], dim=1)
     return Condition(
         filled=filled,
         covered=plane(maps.covered),
         nearness=plane(maps.nearness),
         anchors=frames[None],
-        text=generator.text.tokenize([language]),
+        text=generator.text.tokenize([episode.language]),
+        gripper=gripper_plane(episode)[None, t],
     )
 
 
@@ -56,8 +65,7 @@ def blend_weights(clip: int, overlap: int) -> np.ndarray:
 def generate(
     generator: WristGenerator,
     maps: Conditions,
-    anchors: list[View],
-    language: str,
+    episode: Episode,
     recipe: Recipe,
     seed: int,
     progress=None,
@@ -82,7 +90,7 @@ def generate(
     weight = torch.zeros(T, 1, 1, 1)
     ramp = torch.as_tensor(blend_weights(recipe.clip, recipe.overlap))
     for window in clip_windows(T, recipe.clip, recipe.overlap):
-        condition = to_condition(generator, maps, anchors, language, window)
+        condition = to_condition(generator, maps, episode, window)
         condition = Condition(**{k: v.to(device) for k, v in vars(condition).items()})
         clip = sample(
             generator,

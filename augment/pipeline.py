@@ -94,7 +94,7 @@ class Augmenter:
         K = scaled_wrist_K(episode.wrist_K, episode.wrist_size, geometry.wrist_fov, self.recipe)
         recipe = self.recipe
         if not geometry.calibrated:
-            surer = min(recipe.min_confidence, float(geometry.confidence.median()))
+            surer = max(recipe.min_confidence, float(geometry.confidence.median()))
             recipe = replace(recipe, min_confidence=surer)
         maps = condition_maps(
             episode.anchors,
@@ -137,8 +137,7 @@ class Augmenter:
                 frames = generate(
                     self.generator,
                     maps,
-                    episode.anchors,
-                    episode.language,
+                    episode,
                     self.recipe,
                     seed,
                     progress,

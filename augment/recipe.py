@@ -26,13 +26,14 @@ class Recipe:
         pixels: area that anchor views are resized to for the reconstruction, in pixels.
         radius: of the splat's disc. layer: see `models.splat.splat`.
         supersample: the condition map is splatted at this many times the wrist size.
-        min_confidence: points of lower depth confidence are not splatted (without calibration,
-            where depth is surer of nothing, the surer half is). edge: nor those where depth jumps
-            by more than this share between neighbours.
+        min_confidence: points of lower depth confidence are not splatted (1 is the least there is:
+            the gripper and what it holds are never sure, and a map without them tells the generator
+            nothing of them). Without calibration the surer half is. edge: nor are those where
+            depth jumps by more than this share between neighbours.
         wrist_hfov: horizontal field of view in degrees where neither data nor head gives one.
         steps, guidance, shift: of the sampler (see `models.generator.sample`).
-        noise: scale of the noise that sampling starts from. nano's flow is trained too little to
-            take all of it away, and without any it gives its mean picture: the seed has no say.
+        noise: scale of the noise that sampling starts from. nano takes one step, which shuts pure
+            noise out and gives its mean picture: the seed has no say.
         clip, overlap: frames made at a time, and shared with the clip before.
         min_coverage: frames whose condition map saw less than this share are marked invalid.
     """
@@ -46,7 +47,7 @@ class Recipe:
     radius: int = 2
     layer: float = 0.01
     supersample: int = 2
-    min_confidence: float = 4.0
+    min_confidence: float = 1.0
     edge: float = 0.05
     wrist_hfov: float = 80.0
     steps: int = 1

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.aggregator import PATCH
-from ..models.geometry import calibrated_rays, decode_pose, rescale_intrinsics
+from ..models.geometry import calibrated_rays, decode_pose, rescale_intrinsics, tool_axis
 from ..models.vggt import VGGT
 from ..readers.episode import Episode, View
 from .recipe import Recipe
@@ -89,7 +89,7 @@ def reconstruct(
     calibrated = all(is_calibrated(view) for view in anchors)
     notes: dict[str, str] = {}
     T = len(images)
-    K = view_pose = gripper = None
+    K = view_pose = tool = None
     if calibrated:
         K = torch.stack(
             [
@@ -99,7 +99,7 @@ def reconstruct(
         )
         view_pose = torch.stack([torch.as_tensor(view.pose).float() for view in anchors])
         if episode.eef_pose is not None:
-            gripper = torch.as_tensor(episode.eef_pose[:, :3, 3]).float()
+            tool = tool_axis(torch.as_tensor(episode.eef_pose).float())
         notes["geometry"] = "depth from the anchors with the dataset's cameras"
     else:
         notes["geometry"] = "depth and cameras from the anchors alone (no calibration in the data)"
@@ -107,16 +107,16 @@ def reconstruct(
     for start in range(0, T, batch):
         part = slice(start, min(T, start + batch))
         x = images[part].to(device)
-        rays = prior = None
+        rays = priors = None
         if K is not None and view_pose is not None and network.config.ray_channels:
             n = len(x)
-            rays, prior = calibrated_rays(
+            rays, priors = calibrated_rays(
                 K.expand(n, -1, -1, -1).to(device),
                 view_pose.expand(n, -1, -1, -1).to(device),
                 size,
-                None if gripper is None else gripper[part].to(device),
+                None if tool is None else tool[part].to(device),
             )
-        out = network(x, rays, prior)
+        out = network(x, rays, priors)
         depths.append(out.depth)
         confidences.append(out.depth_confidence)
         cameras.append(out.cameras[-1])

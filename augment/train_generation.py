@@ -17,7 +17,7 @@ from ..models.generator import Condition, GeneratorConfig, WristGenerator, sampl
 from ..readers.episode import Episode
 from . import assess
 from .corpus import Arrays
-from .generate import ANCHOR_SIZE
+from .generate import ANCHOR_SIZE, gripper_plane
 from .pipeline import Augmenter, load_generator
 from .recipe import GENERATION
 from .reconstruct import resize_frames
@@ -37,7 +37,7 @@ def disturb(poses: Tensor, rng: np.random.Generator, degrees: float, metres: flo
 def clip_rows(episode: Episode, augmenter: Augmenter, seed: int) -> dict[str, np.ndarray]:
     """One row a clip: condition maps from predicted depth, the true wrist, anchors, text.
 
-    Half of the episodes are projected with a disturbed pose (about 1 degree and 5 mm), since no
+    A third of the episodes is projected with a disturbed pose (about 1 degree and 5 mm), since no
     calibration is exact; which, and how, follows from `seed` and the record.
     """
     recipe = augmenter.recipe
@@ -45,7 +45,7 @@ def clip_rows(episode: Episode, augmenter: Augmenter, seed: int) -> dict[str, np
     assert wrist is not None
     rng = np.random.default_rng([seed, episode.record.shard, episode.record.index])
     geometry = augmenter.reconstruct(episode)
-    if rng.random() < 0.5:
+    if rng.random() < 1 / 3:
         poses = disturb(geometry.wrist_pose, rng, degrees=0.6, metres=0.003)
         geometry = replace(geometry, wrist_pose=poses)
     maps, _ = augmenter.project(episode, geometry)
@@ -59,6 +59,7 @@ def clip_rows(episode: Episode, augmenter: Augmenter, seed: int) -> dict[str, np
         "nearness": (maps.nearness * 255).round().astype(np.uint8),
         "wrist": assess.resize_frames(wrist.frames, recipe.wrist_size),
         "anchors": (anchors * 255).round().to(torch.uint8).numpy(),
+        "gripper": gripper_plane(episode).numpy(),
     }
     clips = len(wrist.frames) // recipe.clip
     rows = {k: v[: clips * recipe.clip].reshape(clips, recipe.clip, *v.shape[1:])
@@ -82,8 +83,16 @@ def take_clips(arrays: Arrays, index: np.ndarray, views: list[int]) -> tuple[Con
         nearness=rows("nearness").float()[:, :, None] / 255,
         anchors=rows("anchors")[:, :, views].float() / 255,
         text=torch.where(text > 0, text + 1, text),
+        gripper=rows("gripper").float(),
     )
     return condition, picture("wrist")
+
+
+def shorten(condition: Condition, truth: Tensor, frames: int, start: int):
+    """`frames` frames of every clip, from `start`."""
+    part = slice(start, start + frames)
+    cut = {k: v if k == "text" else v[:, part] for k, v in vars(condition).items()}
+    return Condition(**cut), truth[:, part]
 
 
 def jitter_clip(condition: Condition, truth: Tensor, generator: torch.Generator):
@@ -104,8 +113,9 @@ def train_generation(
     folder: Path,
     *,
     config: GeneratorConfig | None = None,
-    one_step: float = 0.6,
+    one_step: float = 0.65,
     drop: float = 0.1,
+    lengths: tuple[int, ...] = (2, 2, 2, 8),
     initial: Path | None = None,
 ) -> Path:
     """Train stage 2 and write `generation.safetensors` into `folder`.
@@ -116,6 +126,9 @@ def train_generation(
 
     Args:
         drop: share of clips without anchor and text tokens, for classifier-free guidance.
+        lengths: frames of a step's clips, drawn from these. A batch has more of the short ones, so
+            that every step has as many frames: those of one clip are alike, and attention over a
+            long one costs more than over many short ones.
         initial: weights to start from.
     """
     torch.manual_seed(schedule.seed)
@@ -123,18 +136,25 @@ def train_generation(
     network = WristGenerator(config)
     if initial is not None:
         load_weights(initial, network)
-    views = arrays["anchors"].shape[2]
+    whole, views = arrays["anchors"].shape[1:3]
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        index = torch.randint(len(arrays), (schedule.batch,), generator=generator).numpy()
+        drawn = int(torch.randint(len(lengths), (), generator=generator))
+        frames = min(lengths[drawn], whole)
+        batch = schedule.batch * whole // frames
+        index = torch.randint(len(arrays), (batch,), generator=generator).numpy()
         order = torch.randperm(views, generator=generator).tolist()
         condition, truth = take_clips(arrays, np.sort(index), order)
+        start = int(torch.randint(whole - frames + 1, (), generator=generator))
+        condition, truth = shorten(condition, truth, frames, start)
+        said = torch.rand(batch, 1, generator=generator) >= drop
+        condition = replace(condition, gripper=condition.gripper * said)
         condition, truth = jitter_clip(condition, truth, generator)
         B = len(truth)
         sigma = torch.ones(B)
         if step >= one_step * schedule.steps:
-            drawn = torch.rand(B, generator=generator).clamp_min(0.05)
-            sigma = torch.where(torch.rand(B, generator=generator) < 0.4, sigma, drawn)
+            level = torch.rand(B, generator=generator).clamp_min(0.05)
+            sigma = torch.where(torch.rand(B, generator=generator) < 0.4, sigma, level)
         noise = torch.randn(truth.shape, generator=generator)
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * truth + level * noise

@@ -18,6 +18,7 @@ from ..models.geometry import (
     project,
     rescale_intrinsics,
     rotation_angle,
+    tool_axis,
     transform,
     unproject,
 )
@@ -88,7 +89,7 @@ def frame_rows(episode: Episode, recipe: Recipe) -> dict[str, np.ndarray]:
         "depth": np.stack(stack, axis=1).astype(np.float16),
         "wrist_depth": nearest_resize(wrist.depth, WRIST_GRID).astype(np.float16),
         "wrist_pose": measured.astype(np.float32),
-        "gripper": episode.eef_pose[:, :3, 3].astype(np.float32),
+        "tool": tool_axis(torch.as_tensor(episode.eef_pose).float()).numpy(),
     }
 
 
@@ -164,6 +165,25 @@ def correspondences(batch: dict[str, Tensor], depth: Tensor, confidence_from: fl
     return points, pixels, valid
 
 
+def relevance(batch: dict[str, Tensor], raised: float = 4.0) -> Tensor:
+    """[B, S, h, w] how much a depth error of each anchor pixel shows in the wrist view.
+
+    A point's error moves its picture by f / distance to the hand camera; what lies behind that
+    camera or beyond a metre it hardly sees. Without it the walls, where depth is a guess and half
+    a metre wrong, outweigh the table and the gripper together.
+
+    Args:
+        raised: factor on what stands out of the table, which has few of the pixels: an object that
+            is taken for a picture on the table is drawn in another place.
+    """
+    points = unproject(batch["depth"], batch["K"], batch["pose"])
+    seen = transform(batch["wrist_pose"], points.flatten(1, 3)).view_as(points)
+    distance = seen.square().sum(-1).sqrt()
+    weight = (0.25 / distance.clamp_min(1e-3)).clamp_max(2.0)
+    weight = torch.where(points[..., 2] > 0.01, raised * weight, weight)
+    return torch.where((seen[..., 2] < 0) | (distance > 1.0), 0.05, weight)
+
+
 def bound_gradient(x: Tensor, norm: float) -> Tensor:
     """`x`, whose gradient is cut to `norm` per sample on the way back.
 
@@ -176,21 +196,33 @@ def bound_gradient(x: Tensor, norm: float) -> Tensor:
 
 
 def stage_losses(
-    out: Geometry, batch: dict[str, Tensor], *, with_rays: bool, spc_weight: float
+    out: Geometry,
+    batch: dict[str, Tensor],
+    *,
+    with_rays: bool,
+    spc_weight: float,
 ) -> dict[str, Tensor]:
     """Every loss of stage 1; `loss` is their weighted sum."""
     assert out.depth is not None and out.depth_confidence is not None
     assert out.cameras is not None and out.wrist is not None
     known = (batch["depth"] > 0.05) & (batch["depth"] < 4)
-    error = (out.depth.clamp_min(1e-3).log() - batch["depth"].clamp_min(1e-3).log()).abs()
+    signed = out.depth.clamp_min(1e-3).log() - batch["depth"].clamp_min(1e-3).log()
+    error = signed.abs()
     # From the table plane most pixels start nearly right and the arm far off; an absolute error
     # pulls both alike, and the noise of the many drowns the few for hundreds of steps.
-    cost = (2 * error.square() + 0.2 * error)[known]
+    cost = (2 * error.square() + 0.4 * error)[known]
     confidence = out.depth_confidence[known]
+    weights = relevance(batch) * known
+    weight = weights[known]
     # Confidence learns how large the error is (Kendall & Gal 2017), and leaves the depth alone: as
     # a weight on the depth's own loss it would give up on the arm, which is hard at first.
-    depth_loss = cost.mean() + 0.3 * (confidence * cost.detach() - 0.05 * confidence.log()).mean()
-    depth_error = error[known].mean()
+    depth_loss = (weight * cost).sum() / weight.sum()
+    # VGGT's own depth loss has the gradient of the error too: flat stays flat, edges stay edges.
+    for dim in (-1, -2):
+        both = torch.minimum(*(weights.narrow(dim, i, weights.shape[dim] - 1) for i in (0, 1)))
+        depth_loss = depth_loss + 0.2 * (both * signed.diff(dim=dim).abs()).sum() / weight.sum()
+    depth_loss = depth_loss + 0.3 * (confidence * cost.detach() - 0.05 * confidence.log()).mean()
+    depth_error = (weight * error[known]).sum() / weight.sum()
 
     size = (batch["depth"].shape[-2], batch["depth"].shape[-1])
     first = batch["pose"][:, :1]
@@ -238,7 +270,7 @@ def train_reconstruction(
     folder: Path,
     *,
     config: VGGTConfig = NANO,
-    rays_share: float = 0.75,
+    rays_share: float = 0.8,
     spc_weight: float = 1.0,
     initial: Path | None = None,
 ) -> Path:
@@ -262,10 +294,10 @@ def train_reconstruction(
         batch = take_batch(arrays, np.sort(index), generator)
         images = jitter_colors(batch["images"], generator)
         with_rays = bool(torch.rand((), generator=generator) < rays_share)
-        rays = prior = None
+        rays = priors = None
         if with_rays:
-            rays, prior = calibrated_rays(batch["K"], batch["pose"], size, batch["gripper"])
-        out = network(images, rays, prior)
+            rays, priors = calibrated_rays(batch["K"], batch["pose"], size, batch["tool"])
+        out = network(images, rays, priors)
         # Projections mean little until the pose is roughly right: SPC comes in at a fifth of it.
         ramp = min(1.0, max(0.0, 5 * step / schedule.steps - 1))
         return stage_losses(out, batch, with_rays=with_rays, spc_weight=ramp * spc_weight)
@@ -298,11 +330,11 @@ def validate(path: Path, arrays: Arrays, batch: int = 16) -> dict[str, float]:
     for start in range(0, len(arrays), batch):
         index = np.arange(start, min(len(arrays), start + batch))
         b = take_batch(arrays, index)
-        inputs = calibrated_rays(b["K"], b["pose"], size, b["gripper"])
+        inputs = calibrated_rays(b["K"], b["pose"], size, b["tool"])
         truth = b["pose"] @ torch.linalg.inv(b["pose"][:, :1])
         wrist_true = b["wrist_pose"] @ torch.linalg.inv(b["pose"][:, 0])
-        for kind, (rays, prior) in {"rays": inputs, "rgb": (None, None)}.items():
-            out = network(b["images"], rays, prior)
+        for kind, (rays, priors) in {"rays": inputs, "rgb": (None, None)}.items():
+            out = network(b["images"], rays, priors)
             assert out.depth is not None and out.cameras is not None and out.wrist is not None
             known = (b["depth"] > 0.05) & (b["depth"] < 4)
             error = (out.depth - b["depth"]).abs()[known]

@@ -13,13 +13,14 @@ _EPILOG = """\
 the whole of nano, from nothing:
   wristaugment simulate --episodes 1300 --steps 8 --depth --split train --out runs/nano/corpus
   wristaugment train reconstruction --dataset droid --data-dir runs/nano/corpus --out runs/nano
-  wristaugment train generation --dataset droid --data-dir runs/nano/corpus --out runs/nano
+  wristaugment train generation --dataset droid --data-dir runs/nano/corpus --episodes 800 \\
+    --out runs/nano
 
 Training goes on from its last checkpoint when the same command is given again. --out receives
 reconstruction.safetensors, generation.safetensors and mean_wrist.png: a folder for `run --weights`.
 """
 # Steps, batch and peak rate of nano's stages; every other setting is augment.training.Schedule's.
-DEFAULTS = {"reconstruction": (1000, 12, 8e-4), "generation": (640, 4, 8e-4)}
+DEFAULTS = {"reconstruction": (2300, 12, 8e-4), "generation": (1150, 4, 8e-4)}
 
 
 def add_parser(subparsers) -> None:

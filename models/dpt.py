@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -77,51 +78,58 @@ class Scratch(nn.Module):
             )
 
 
+def _normed(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, group norm, SiLU: without norms a U this deep hardly sees its input at first."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1),
+        nn.GroupNorm(8, outputs),
+        nn.SiLU(),
+    )
+
+
 class DetailBranch(nn.Module):
-    """A small convolutional U beside the tokens: sees pixels, gives the map its silhouettes.
+    """A convolutional U beside the tokens: sees pixels, gives the map its silhouettes.
 
     Not part of the public networks. Tokens of 14 x 14 pixels learn edges slowly; convolutions over
     the picture learn them in a few hundred steps.
 
     Args:
-        channels: of the full-size input. features: of the map that it refines.
+        channels: of the full-size input. features: of the map that it refines. widths: channels
+            at full, half, quarter, eighth and sixteenth size.
     """
 
-    def __init__(self, channels: int, features: int):
+    def __init__(
+        self, channels: int, features: int, widths: tuple[int, ...] = (16, 32, 64, 96, 128)
+    ):
         super().__init__()
-        a, b, c = 16, 32, 64
-        self.down1 = nn.Conv2d(channels, a, 3, padding=1)
-        self.down2 = nn.Sequential(
-            nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1)
+        self.first = _normed(channels, widths[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(_normed(a, b, stride=2), _normed(b, b)) for a, b in pairwise(widths)
         )
-        self.down3 = nn.Sequential(
-            nn.Conv2d(b, c, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1)
-        )
-        self.coarse = nn.Conv2d(features, c, 1)
-        self.middle = nn.Sequential(
-            nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1)
-        )
-        self.up2 = nn.Conv2d(c, b, 1)
-        self.join2 = nn.Conv2d(b, b, 3, padding=1)
-        self.up1 = nn.Conv2d(b, a, 1)
-        self.join1 = nn.Conv2d(a, a, 3, padding=1)
-        self.out = nn.Conv2d(a, features, 3, padding=1)
+        self.coarse = nn.ModuleList(nn.Conv2d(features, width, 1) for width in widths[2:])
+        self.mix = nn.ModuleList(_normed(width, width) for width in widths[2:])
+        self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
+        self.join = nn.ModuleList(_normed(width, width) for width in widths[:-1])
+        self.out = nn.Conv2d(widths[0], features, 3, padding=1)
 
     def forward(self, pixels: Tensor, x: Tensor) -> Tensor:
         """Pixels [N, channels, H, W], the map so far [N, features, H, W] -> what to add to it."""
 
-        def grow(y: Tensor, like: Tensor) -> Tensor:
+        def resize(y: Tensor, like: Tensor) -> Tensor:
             return F.interpolate(y, like.shape[-2:], mode="bilinear", align_corners=False)
 
-        fine = F.relu(self.down1(pixels))
-        half = F.relu(self.down2(fine))
-        quarter = F.relu(self.down3(half))
-        coarse = F.interpolate(x, quarter.shape[-2:], mode="bilinear", align_corners=False)
-        quarter = quarter + self.coarse(coarse)
-        quarter = F.relu(quarter + self.middle(F.relu(quarter)))
-        half = half + F.relu(self.join2(half + grow(self.up2(quarter), half)))
-        fine = fine + F.relu(self.join1(fine + grow(self.up1(half), fine)))
-        return self.out(fine)
+        levels = [self.first(pixels)]
+        for step in self.down:
+            levels.append(step(levels[-1]))
+        small = F.avg_pool2d(x, 4, ceil_mode=True)
+        for i, (coarse, mix) in enumerate(zip(self.coarse, self.mix, strict=True), start=2):
+            level = levels[i] + resize(coarse(small), levels[i])
+            levels[i] = level + mix(level)
+        y = levels.pop()
+        for up, join in zip(reversed(self.up), reversed(self.join), strict=True):
+            finer = levels.pop()
+            y = finer + join(finer + resize(up(y), finer))
+        return self.out(y)
 
 
 class DPTHead(nn.Module):
@@ -214,16 +222,18 @@ class DPTHead(nn.Module):
         return x.permute(0, 2, 3, 1).unflatten(0, (-1, S))
 
 
-def depth_activation(raw: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Raw [..., 2] -> depth exp(x) [...] and confidence 1 + exp(c) [...].
+def depth_activation(raw: Tensor, priors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Raw [B, S, H, W, 2] -> depth exp(x) [B, S, H, W] and confidence 1 + exp(c), the same shape.
 
-    With `prior` [...], a depth in metres that calibration gives (the table plane's), the network's
-    value is the logarithm of the ratio to it.
+    With `priors` [B, S, 2, H, W], the depths in metres that calibration gives (the table plane's
+    and the tool's), raw has a third channel, which weighs the two; the value is then the logarithm
+    of the ratio to their weighted geometric mean.
     """
-    depth = torch.exp(raw[..., 0].float())
-    if prior is not None:
-        depth = depth * prior
-    return depth, 1 + torch.exp(raw[..., 1].float().clamp_max(10))
+    value = raw[..., 0].float()
+    if priors is not None:
+        table, tool = priors.log().unbind(2)
+        value = value + table + torch.sigmoid(raw[..., 2].float()) * (tool - table)
+    return torch.exp(value), 1 + torch.exp(raw[..., 1].float().clamp_max(10))
 
 
 def point_activation(raw: Tensor) -> tuple[Tensor, Tensor]:

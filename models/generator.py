@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from .conditioning import AnchorEncoder, ByteTextEncoder, ContextBuilder
 
+MOUNT = 4  # channels of the learnt picture of what is bolted to the camera
+
 
 @dataclass(frozen=True)
 class GeneratorConfig:
@@ -21,7 +23,8 @@ class GeneratorConfig:
         layers, heads, head_dim, ffn_dim: of the transformer. text_dim: width of its context.
         block: pixels a side that one latent holds. text_length: bytes of text.
         frames: longest clip; views: most anchor views. detail: channels of the
-            full-size convolutions.
+            full-size convolutions. mount: (H, W) of the learnt picture of what is bolted to the
+            camera; clips of other sizes see it resized.
     """
 
     layers: int = 6
@@ -34,6 +37,7 @@ class GeneratorConfig:
     frames: int = 16
     views: int = 4
     detail: int = 24
+    mount: tuple[int, int] = (72, 128)
 
     def to_dict(self) -> dict:
         """Plain values, for a weights file's header."""
@@ -48,6 +52,7 @@ class Condition:
         filled: [B, T, 3, H, W] in [-1, 1], the condition map with its holes filled.
         covered: [B, T, 1, H, W] 1 where the map saw something. nearness: [B, T, 1, H, W] in [0, 1].
         anchors: [B, T, V, 3, h, w] in [0, 1]. text: [B, L] bytes of `ByteTextEncoder.tokenize`.
+        gripper: [B, T] how far closed, in [-1, 1]; 0 where the data do not say.
     """
 
     filled: Tensor
@@ -55,6 +60,36 @@ class Condition:
     nearness: Tensor
     anchors: Tensor
     text: Tensor
+    gripper: Tensor
+
+
+class Detail(nn.Module):
+    """Convolutions at full and half size, so that the transformer's patches leave no checkerboard.
+
+    Args:
+        channels: of the input. width: channels at full size; twice as many at half size.
+    """
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.coarse = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, width, 3, padding=1),
+        )
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, channels, H, W] -> [N, 3, H, W], zero before training."""
+        x = F.silu(self.first(x))
+        coarse = F.interpolate(self.coarse(x), x.shape[-2:], mode="bilinear", align_corners=False)
+        return self.last(F.silu(self.second(x + coarse)))
 
 
 class WristGenerator(nn.Module):
@@ -68,11 +103,12 @@ class WristGenerator(nn.Module):
         super().__init__()
         self.config = c = config
         pixels = c.block**2
+        planes = 3 + 1 + 1 + 1 + MOUNT  # filled, covered, nearness, gripper, mount
         self.dit = WanTransformer3DModel(
             patch_size=(1, 2, 2),
             num_attention_heads=c.heads,
             attention_head_dim=c.head_dim,
-            in_channels=pixels * (3 + 3 + 1 + 1),
+            in_channels=pixels * (3 + planes),
             out_channels=pixels * 3,
             text_dim=c.text_dim,
             freq_dim=128,
@@ -85,20 +121,12 @@ class WristGenerator(nn.Module):
         self.text = ByteTextEncoder(c.text_dim, c.text_length)
         self.anchor = AnchorEncoder(256)
         self.context = ContextBuilder(256, c.text_dim, frames=c.frames, views=c.views)
-        # At full resolution, so that the transformer's patches leave no checkerboard.
-        self.detail = nn.Sequential(
-            nn.Conv2d(8, c.detail, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(c.detail, c.detail, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(c.detail, 3, 3, padding=1),
-        )
+        # The transformer's positions are relative, but the gripper is bolted to the camera and
+        # stays at one place in the picture: here every pixel learns what is usual there.
+        self.mount = nn.Parameter(torch.zeros(1, MOUNT, *c.mount))
+        self.detail = Detail(3 + planes, c.detail)
         nn.init.zeros_(self.dit.proj_out.weight)
         nn.init.zeros_(self.dit.proj_out.bias)
-        last = self.detail[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
 
     def check_size(self, frames: int, height: int, width: int) -> None:
         """Raise ValueError for a clip that the network would crop in silence or cannot place."""
@@ -131,9 +159,11 @@ class WristGenerator(nn.Module):
         """Noisy clip [B, T, 3, H, W], noise level sigma [B] in [0, 1] -> clean clip, same shape."""
         B, T, _, H, W = noisy.shape
         self.check_size(T, H, W)
-        pixels = torch.cat(
-            [noisy, condition.filled, condition.covered * 2 - 1, condition.nearness * 2 - 1], dim=2
-        )
+        known = self._planes(condition)
+        # Pure noise says nothing of the clip. Shut out, it cannot leak into what is drawn first,
+        # which a network this small would take many more steps to learn.
+        share = (1 - sigma).view(B, 1, 1, 1, 1).to(noisy.dtype)
+        pixels = torch.cat([share * noisy, known], dim=2)
         latents = F.pixel_unshuffle(pixels.flatten(0, 1), self.config.block)
         latents = latents.unflatten(0, (B, T)).transpose(1, 2)
         residual = self.dit(
@@ -144,10 +174,25 @@ class WristGenerator(nn.Module):
         )[0]
         residual = F.pixel_shuffle(residual.transpose(1, 2).flatten(0, 1), self.config.block)
         clean = condition.filled + residual.unflatten(0, (B, T)).to(condition.filled.dtype)
-        seen = torch.cat(
-            [clean, condition.filled, condition.covered * 2 - 1, condition.nearness * 2 - 1], dim=2
-        )
+        seen = torch.cat([clean, known], dim=2)
         return clean + self.detail(seen.flatten(0, 1)).unflatten(0, (B, T)).to(clean.dtype)
+
+    def _planes(self, condition: Condition) -> Tensor:
+        """[B, T, planes, H, W]: everything that is known of each pixel."""
+        B, T, _, H, W = condition.filled.shape
+        mount = self.mount
+        if mount.shape[-2:] != (H, W):
+            mount = F.interpolate(mount, (H, W), mode="bilinear", align_corners=False)
+        return torch.cat(
+            [
+                condition.filled,
+                condition.covered * 2 - 1,
+                condition.nearness * 2 - 1,
+                condition.gripper[:, :, None, None, None].expand(B, T, 1, H, W),
+                mount.expand(B, T, -1, -1, -1).to(condition.filled.dtype),
+            ],
+            dim=2,
+        )
 
 
 @torch.no_grad()

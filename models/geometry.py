@@ -133,36 +133,53 @@ def rotation_angle(A: Tensor, B: Tensor) -> Tensor:
 
 
 def calibrated_rays(
-    K: Tensor, pose: Tensor, size: tuple[int, int], gripper: Tensor | None = None
+    K: Tensor, pose: Tensor, size: tuple[int, int], tool: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What a calibrated pixel knows before any network looks: its ray, table and gripper.
+    """What a calibrated pixel knows before any network looks: its ray, the table and the tool.
 
     Args:
         K: [B, S, 3, 3] at `size`; pose: [B, S, 4, 4] base-to-camera, metres.
-        gripper: [B, 3] the gripper's position in the base, or None (its channels are then zero).
+        tool: [B, 2, 3] the flange and a point ahead of the gripper in the base frame (see
+            `tool_axis`), or None (the tool is then as far off as can be said).
 
     Returns:
         rays [B, S, 9, H, W]: origin 3, unit direction 3, inverse z-depth of the table plane z = 0,
-        distance to the gripper's position, inverse z-depth of the ray's nearest point to it; and
-        prior [B, S, H, W]: z-depth of the plane z = 0 in metres, clipped to [0.2, 3].
+        distance to the tool's axis (1 m at most), inverse z-depth where the ray is closest to it;
+        and priors [B, S, 2, H, W]: the z-depths in metres of the plane, clipped to [0.2, 3], and
+        of the tool, clipped to [0.1, 3].
     """
     R, t = pose[..., :3, :3], pose[..., :3, 3]
     local = camera_rays(K, size)  # [B, S, H, W, 3], z = 1
     direction = torch.einsum("bsji,bshwj->bshwi", R, local)
     origin = -torch.einsum("bsji,bsj->bsi", R, t)
     down = (-direction[..., 2]).clamp_min(1e-3)
-    prior = (origin[..., None, None, 2] / down).clamp(0.2, 3.0)
-    unit = F.normalize(direction, dim=-1)
-    start = origin[..., None, None, :].expand_as(unit)
-    if gripper is None:
-        near = torch.zeros_like(prior)
-        distance = torch.zeros_like(prior)
+    table = (origin[..., None, None, 2] / down).clamp(0.2, 3.0)
+    length = local.square().sum(-1).sqrt()
+    unit = direction / length[..., None]
+    start = origin[..., None, None, :]
+    if tool is None:
+        near, distance = table, torch.ones_like(table)
     else:
-        offset = gripper[:, None, None, None, :] - start
-        along = (offset * unit).sum(-1, keepdim=True)
-        distance = (offset - along * unit).norm(dim=-1).clamp_max(1.0)
-        near = 1 / (along[..., 0] / local.norm(dim=-1)).clamp_min(0.2)
+        # Closest points of a line and a segment (Ericson 2005, section 5.1.9).
+        a, axis = (x[:, None, None, None] for x in (tool[:, 0], tool[:, 1] - tool[:, 0]))
+        from_a = start - a
+        b, d = (unit * axis).sum(-1), (unit * from_a).sum(-1)
+        c, e = (axis * axis).sum(-1), (axis * from_a).sum(-1)
+        share = ((e - b * d) / (c - b * b).clamp_min(1e-6)).clamp(0, 1)
+        along = share * b - d
+        gap = from_a + along[..., None] * unit - share[..., None] * axis
+        distance = gap.square().sum(-1).sqrt().clamp_max(1.0)
+        near = (along / length).clamp(0.1, 3.0)
     rays = torch.cat(
-        [start, unit, 1 / prior[..., None], distance[..., None], near[..., None]], dim=-1
+        [start.expand_as(unit), unit, *(x[..., None] for x in (1 / table, distance, 1 / near))], -1
     )
-    return rays.permute(0, 1, 4, 2, 3), prior
+    return rays.permute(0, 1, 4, 2, 3), torch.stack([table, near], dim=2)
+
+
+def tool_axis(eef_pose: Tensor, reach: float = 0.2) -> Tensor:
+    """End-effector poses [..., 4, 4] (in the base) -> [..., 2, 3]: origin, `reach` metres ahead.
+
+    Ahead is the frame's z, as of the Panda's flange, which DROID's `cartesian_position` is.
+    """
+    start = eef_pose[..., :3, 3]
+    return torch.stack([start, start + reach * eef_pose[..., :3, 2]], dim=-2)

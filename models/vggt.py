@@ -88,10 +88,10 @@ class VGGT(nn.Module):
         if "depth" in built:
             self.depth_head = DPTHead(wide, c.layers, outputs=2, **dense)
             if c.ray_channels:
-                # With rays the target is another, the ratio to the table's depth: a head of its
+                # With rays the target is another, the ratio to what is known: a head of its
                 # own, since one that serves both learns neither. It also sees pixels and rays.
                 self.calibrated_depth_head = DPTHead(
-                    wide, c.layers, outputs=2, skip=3 + c.ray_channels, **dense
+                    wide, c.layers, outputs=3, skip=3 + c.ray_channels, **dense
                 )
         if "point" in built:
             self.point_head = DPTHead(wide, c.layers, outputs=4, **dense)
@@ -99,9 +99,9 @@ class VGGT(nn.Module):
             self.wrist_head = WristHead(wide, **c.wrist)
 
     def forward(
-        self, images: Tensor, rays: Tensor | None = None, prior: Tensor | None = None
+        self, images: Tensor, rays: Tensor | None = None, priors: Tensor | None = None
     ) -> Geometry:
-        """Images [B, S, 3, H, W] in [0, 1]; rays and prior as of `geometry.calibrated_rays`.
+        """Images [B, S, 3, H, W] in [0, 1]; rays and priors as of `geometry.calibrated_rays`.
 
         B counts timesteps (they do not see each other), S the views of one.
         """
@@ -117,9 +117,9 @@ class VGGT(nn.Module):
             # As in the paper the wrist head learns on features that it does not change.
             out.wrist = self.wrist_head(tokens[last].detach())
         if rays is not None and self.calibrated_depth_head is not None:
-            pixels = torch.cat([images, rays], dim=2)
+            pixels = torch.cat([4 * images - 2, rays], dim=2)  # colours as wide as the rays
             raw = self.calibrated_depth_head(tokens, size, special, pixels)
-            out.depth, out.depth_confidence = depth_activation(raw, prior)
+            out.depth, out.depth_confidence = depth_activation(raw, priors)
         elif self.depth_head is not None:
             raw = self.depth_head(tokens, size, special)
             out.depth, out.depth_confidence = depth_activation(raw)
@@ -144,3 +144,5 @@ class VGGT(nn.Module):
                 last = scratch.output_conv2[-1]
                 nn.init.zeros_(last.bias)
                 last.weight.mul_(0.3)
+                if len(last.bias) == 3:
+                    last.bias[2] = -3.0  # the table, until the tool is recognised

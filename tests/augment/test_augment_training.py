@@ -7,18 +7,25 @@ import pytest
 import torch
 from wristaugment.augment.corpus import Arrays, build_arrays, require_calibration
 from wristaugment.augment.recipe import RECIPES
-from wristaugment.augment.train_generation import clip_rows, disturb, take_clips, train_generation
+from wristaugment.augment.train_generation import (
+    clip_rows,
+    disturb,
+    shorten,
+    take_clips,
+    train_generation,
+)
 from wristaugment.augment.train_reconstruction import (
     WRIST_GRID,
     correspondences,
     frame_rows,
     nearest_resize,
+    relevance,
     take_batch,
     train_reconstruction,
     validate,
 )
 from wristaugment.augment.training import Schedule, train
-from wristaugment.models.generator import GeneratorConfig
+from wristaugment.models.generator import Condition, GeneratorConfig
 from wristaugment.models.geometry import transform, unproject
 from wristaugment.readers.episode import Episode, Record, View
 from wristaugment.readers.errors import SourceError
@@ -133,6 +140,7 @@ def test_generation_learns_the_difference_between_map_and_truth(tmp_path):
         "wrist": wrist,
         "anchors": rng.integers(0, 255, (6, 4, 2, 3, 18, 32), dtype=np.uint8),
         "text": np.zeros((6, 64), np.uint8),
+        "gripper": np.zeros((6, 4), np.float32),
     }
     config = GeneratorConfig(
         layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=8, frames=4
@@ -144,6 +152,39 @@ def test_generation_learns_the_difference_between_map_and_truth(tmp_path):
     found = validate_generation(tmp_path / "generation.safetensors", Arrays(values), 0)
     assert found["psnr_steps3_guidance1.0"] > found["psnr_map"] + 3
     assert (tmp_path / "mean_wrist.png").exists()
+
+
+def test_short_clips_are_cut_from_long_ones():
+    T = 6
+    count = torch.arange(T).float()
+    condition = Condition(
+        filled=count.view(1, T, 1, 1, 1).expand(2, T, 3, 8, 8),
+        covered=torch.ones(2, T, 1, 8, 8),
+        nearness=torch.ones(2, T, 1, 8, 8),
+        anchors=torch.ones(2, T, 2, 3, 8, 8),
+        text=torch.ones(2, 64).long(),
+        gripper=count.expand(2, T),
+    )
+    short, truth = shorten(condition, condition.filled, 2, 3)
+    assert truth.shape == (2, 2, 3, 8, 8) and truth[0, :, 0, 0, 0].tolist() == [3, 4]
+    assert short.gripper[1].tolist() == [3, 4] and short.text.shape == (2, 64)
+    assert short.anchors.shape[:2] == (2, 2)
+
+
+def test_an_error_behind_the_hand_camera_or_far_from_it_weighs_little():
+    K = torch.tensor([[50.0, 0, 20], [0, 50, 15], [0, 0, 1]])
+    above = torch.diag(torch.tensor([1.0, -1, -1, 1]))
+    above[2, 3] = 0.9  # anchor 0.9 m above the table, the hand camera 0.3 m above it, both down
+    hand = above.clone()
+    hand[2, 3] = 0.3
+    depth = torch.full((1, 1, 30, 40), 0.9)
+    depth[..., 0, :] = 0.3  # 0.6 m above the table: behind the hand camera
+    depth[..., 1, :] = 3.0
+    batch = {"depth": depth, "K": K[None, None], "pose": above[None, None],
+             "wrist_pose": hand[None]}  # fmt: skip
+    weight = relevance(batch)[0, 0]
+    assert (weight[:2] == 0.05).all()
+    assert abs(weight[15, 20] - 0.25 / 0.3) < 1e-3 and weight[15, 20] > weight[29, 0] > 0.05
 
 
 def test_clips_pair_the_map_with_the_truth(episode):

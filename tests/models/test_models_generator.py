@@ -7,7 +7,9 @@ import torch
 from wristaugment.models.conditioning import ByteTextEncoder
 from wristaugment.models.generator import Condition, GeneratorConfig, WristGenerator, sample
 
-TINY = GeneratorConfig(layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=8, frames=4)
+TINY = GeneratorConfig(
+    layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=8, frames=4, mount=(8, 12)
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,7 @@ def condition(network) -> Condition:
         nearness=draw(1, 3, 1, 16, 24),
         anchors=draw(1, 3, 2, 3, 20, 32),
         text=network.text.tokenize(["pick up the red cube"]),
+        gripper=torch.full((1, 3), 0.5),
     )
 
 
@@ -34,7 +37,7 @@ def stirred(network: WristGenerator) -> WristGenerator:
     torch.manual_seed(2)
     other = WristGenerator(TINY).eval()
     with torch.no_grad():
-        for module in (other.dit.proj_out, other.detail[-1]):
+        for module in (other.dit.proj_out, other.detail.last):
             torch.nn.init.normal_(module.weight, std=0.05)
     return other
 
@@ -61,9 +64,33 @@ def test_every_input_reaches_the_output(network, condition):
         "covered": 1 - condition.covered,
         "nearness": 1 - condition.nearness,
         "anchors": 1 - condition.anchors,
+        "gripper": -condition.gripper,
         "text": generator.text.tokenize(["push the blue bowl"]),
     }.items():
         assert (run(replace(condition, **{name: value})) - before).abs().max() > 1e-5, name
+
+
+def test_pure_noise_is_shut_out_and_less_of_it_is_not(network, condition):
+    generator = stirred(network)
+    one, other = torch.randn(2, 1, 3, 3, 16, 24)
+    with torch.no_grad():
+        context, _ = generator.encode_context(condition)
+        drawn = [[generator(x, torch.tensor([sigma]), condition, context) for x in (one, other)]
+                 for sigma in (1.0, 0.5)]  # fmt: skip
+    assert torch.equal(*drawn[0])
+    assert (drawn[1][0] - drawn[1][1]).abs().max() > 1e-4
+
+
+def test_the_mount_is_learnt_by_place(network, condition):
+    generator = stirred(network)
+    noise = torch.zeros(1, 3, 3, 16, 24)
+    with torch.no_grad():
+        context, _ = generator.encode_context(condition)
+        before = generator(noise, torch.ones(1), condition, context)
+        generator.mount[:, :, :2] = 3.0  # of 8 rows: the upper quarter
+        after = generator(noise, torch.ones(1), condition, context)
+    change = (after - before).abs().amax((0, 1, 2, 4))
+    assert change[:4].max() > 3 * change[12:].max()
 
 
 def test_guidance_of_one_needs_no_negative_branch_and_others_change_the_clip(network, condition):

@@ -65,14 +65,36 @@ def test_projection_on_the_camera_plane_is_finite():
     assert torch.isfinite(pixels).all() and z.item() == 0
 
 
-def test_rays_pass_through_the_gripper():
+def test_rays_pass_through_the_tool():
     pose = random_pose(4, 1)[None]
     depth = torch.full((1, 1, 28, 42), 0.7)
-    target = g.unproject(depth, K[None, None], pose)[0, 0, 11, 17]
-    rays, _ = g.calibrated_rays(K[None, None], pose, (28, 42), target[None])
+    points = g.unproject(depth, K[None, None], pose)[0, 0]
+    tool = torch.stack([points[11, 17], points[11, 25]])  # a segment across the picture
+    rays, priors = g.calibrated_rays(K[None, None], pose, (28, 42), tool[None])
     distance, nearest = rays[0, 0, 7], 1 / rays[0, 0, 8]
-    assert distance[11, 17] < 1e-3 and distance.argmin() == 11 * 42 + 17
-    assert abs(nearest[11, 17] - 0.7) < 1e-3
+    assert distance[11, 17:26].max() < 1e-3 and distance[11, 21] < distance[12, 21]
+    torch.testing.assert_close(nearest[11, 17:26], torch.full((9,), 0.7), atol=1e-3, rtol=0)
+    torch.testing.assert_close(priors[0, 0, 1], nearest)
+    # Beyond the segment's ends the nearest point is an end: no pixel further off is nearer to it.
+    assert distance[11, 27] > distance[11, 26] > 1e-3
+
+
+def test_the_distance_to_the_tool_is_that_of_a_search_along_it():
+    pose = random_pose(4, 1)[None]
+    tool = torch.tensor([[[0.3, 0.1, 0.5], [0.35, -0.1, 0.3]]])
+    rays, _ = g.calibrated_rays(K[None, None], pose, (28, 42), tool)
+    start, unit, distance = rays[0, 0, :3, 9, 30], rays[0, 0, 3:6, 9, 30], rays[0, 0, 7, 9, 30]
+    share = torch.linspace(0, 1, 2001)[:, None]
+    offset = tool[0, 0] + share * (tool[0, 1] - tool[0, 0]) - start
+    gap = (offset - (offset * unit).sum(-1, keepdim=True) * unit).norm(dim=-1).min()
+    assert abs(min(float(gap), 1.0) - float(distance)) < 1e-3
+
+
+def test_the_tool_lies_along_z():
+    eef = random_pose(4, 2)
+    tool = g.tool_axis(eef, reach=0.2)
+    torch.testing.assert_close(tool[:, 0], eef[:, :3, 3])
+    torch.testing.assert_close(tool[:, 1], (eef @ torch.tensor([0, 0, 0.2, 1]))[:, :3])
 
 
 def test_rotation_angle_in_degrees():

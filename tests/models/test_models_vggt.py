@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from wristaugment.models.dpt import depth_activation
 from wristaugment.models.geometry import calibrated_rays
 from wristaugment.models.vggt import VGGT, VGGTConfig
 
@@ -117,8 +118,15 @@ def test_an_untrained_depth_head_gives_the_prior():
     K = torch.tensor([[30.0, 0, 14], [0, 30, 14], [0, 0, 1]]).expand(1, 1, 3, 3)
     down = torch.diag(torch.tensor([1.0, -1, -1, 1]))
     down[2, 3] = 1.5  # 1.5 m above the table, looking straight down
-    rays, prior = calibrated_rays(K, down.expand(1, 1, 4, 4), (28, 28), torch.zeros(1, 3))
-    torch.testing.assert_close(prior, torch.full_like(prior, 1.5))
+    rays, priors = calibrated_rays(K, down.expand(1, 1, 4, 4), (28, 28))
+    torch.testing.assert_close(priors, torch.full_like(priors, 1.5))
     with torch.no_grad():
-        depth = network(torch.rand(1, 1, 3, 28, 28), rays, prior).depth
-    assert ((depth - prior).abs() / prior).max() < 0.3
+        depth = network(torch.rand(1, 1, 3, 28, 28), rays, priors).depth
+    assert ((depth - 1.5).abs() / 1.5).max() < 0.3
+
+
+def test_depth_weighs_the_table_against_the_tool():
+    priors = torch.tensor([2.0, 0.5]).view(1, 1, 2, 1, 1)
+    for weight, expected in ((-20.0, 2.0), (0.0, 1.0), (20.0, 0.5)):
+        depth, _ = depth_activation(torch.tensor([0.0, 0, weight]).view(1, 1, 1, 1, 3), priors)
+        assert abs(depth.item() - expected) < 1e-4

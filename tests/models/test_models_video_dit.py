@@ -1,10 +1,27 @@
-"""The full-size video DiT: sizes, context, widening and the step to more views."""
+"""The full-size video DiT: sizes, context, widening, public weights and sampling."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.hooks import FirstBlockCacheConfig
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from parity_generator import build, relative_errors
+from safetensors.torch import load_file, save_file
+from wristaugment.models.errors import WeightsError
+from wristaugment.models.flow import make_schedule, sample_latents
+from wristaugment.models.released import (
+    load_released,
+    load_wan,
+    open_released,
+    released_name,
+    released_shapes,
+    wan_name,
+)
 from wristaugment.models.video_dit import (
     OFFICIAL,
     PAPER,
@@ -16,6 +33,7 @@ from wristaugment.models.video_dit import (
     widen_patch_embedding,
 )
 
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "generator_small.npz"
 SMALL = {
     "layers": 2,
     "heads": 2,
@@ -220,3 +238,174 @@ def test_latents_of_another_shape_are_refused(network):
 def test_the_configuration_survives_a_header():
     config = replace(PAPER, views=3)
     assert VideoDiTConfig(**config.to_dict()) == config
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict:
+    with np.load(FIXTURE) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_every_output_of_the_release_is_met(figures, batched):
+    meta = json.loads(str(figures["meta"]))
+    errors = relative_errors(meta, figures, batched=batched)
+    assert errors.keys() == figures.keys() - {"meta"}
+    assert max(errors.values()) < 1e-4, errors
+
+
+def test_the_comparison_sees_another_guidance_and_refuses_another_run(figures):
+    meta = json.loads(str(figures["meta"]))
+    latents = {"latents": figures["latents"]}
+    assert relative_errors(meta | {"guidance": 4.9}, latents)["latents"] > 1e-3
+    with pytest.raises(ValueError, match="its meta is of another run"):
+        relative_errors(meta | {"steps": 1, "V": 3, "F": 2, "T": 5}, latents)
+
+
+def test_names_are_those_that_the_converter_of_diffusers_knows():
+    with torch.device("meta"):
+        own = VideoDiT(VideoDiTConfig(**SMALL)).dit.state_dict()
+    public = {wan_name(k): k for k in own}
+    assert len(public) == len(own)
+    assert convert_wan_transformer_to_diffusers(dict(public)) == {k: k for k in own}
+
+
+@pytest.fixture
+def release(tmp_path) -> Path:
+    """A file under the released names, of a small network that is unlike `small()`."""
+    network = small()
+    torch.manual_seed(1)
+    state = {released_name(k): torch.randn_like(v) for k, v in network.state_dict().items()}
+    path = tmp_path / "video_dit_lora.safetensors"
+    save_file(state | {"sign": torch.zeros(1)}, path)
+    return path
+
+
+def test_a_released_file_loads_with_its_marker_and_without(release):
+    state = load_file(release)
+    network = small()
+    load_released(release, network)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[released_name(name)])
+    state.pop("sign")
+    save_file({k: 2 * v for k, v in state.items()}, release)
+    load_released(release, network)
+    assert torch.equal(network.tokens.ext_proj[0].bias, 2 * state["ext_proj.0.bias"])
+
+
+def test_opening_a_released_file_gives_the_network_that_loading_gives(release):
+    loaded = small()
+    load_released(release, loaded)
+    opened = open_released(release, loaded.config)
+    x, condition = torch.randn(2, 1, 16, 2, 4, 4)
+    text, ext = torch.randn(1, 4, 20), torch.randn(1, 2, 5, 12)
+    with torch.no_grad():
+        a, b = (
+            n(x, torch.tensor([500.0]), condition, n.encode_context(text, ext))
+            for n in (loaded, opened)
+        )
+    assert torch.equal(a, b)
+    assert not any(p.is_meta for p in opened.parameters())
+    half = open_released(release, loaded.config, dtype=torch.bfloat16)
+    assert half.dit.proj_out.weight.dtype == torch.bfloat16
+    assert half.dit.scale_shift_table.dtype == torch.float32
+
+
+def test_every_wrong_key_is_listed_and_nothing_is_loaded(release):
+    state = load_file(release)
+    state["denoising_model.blocks.9.ffn.0.bias"] = state.pop("denoising_model.blocks.1.ffn.0.bias")
+    state["view_embed.weight"] = torch.zeros(3, 12)
+    save_file(state, release)
+    network = small()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    with pytest.raises(WeightsError) as error:
+        load_released(release, network)
+    for text in (
+        "1 missing: denoising_model.blocks.1.ffn.0.bias",
+        "1 unexpected: denoising_model.blocks.9.ffn.0.bias",
+        "1 of another shape: view_embed.weight [3, 12] instead of [2, 12]",
+    ):
+        assert text in str(error.value)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_what_is_no_released_file_is_refused(release, tmp_path):
+    with pytest.raises(WeightsError, match="no such weights file"):
+        load_released(tmp_path / "absent.safetensors", small())
+    release.write_bytes(release.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        load_released(release, small())
+    with pytest.raises(ValueError, match="official form only"):
+        load_released(release, small("paper"))
+
+
+@pytest.mark.parametrize("naming", [wan_name, str])
+def test_wan_weights_start_a_network_under_either_naming(network, naming, tmp_path):
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    base = {k: torch.randn_like(v) for k, v in network.dit.state_dict().items()}
+    base["patch_embedding.weight"] = base["patch_embedding.weight"][:, :16].contiguous()
+    save_file({naming(k): v for k, v in base.items()}, path)
+    anchors = {k: v.clone() for k, v in network.tokens.state_dict().items()}
+    load_wan(path, network, generator=torch.Generator().manual_seed(3))
+    state = network.dit.state_dict()
+    patch = state.pop("patch_embedding.weight")
+    assert torch.equal(patch[:, :16], base.pop("patch_embedding.weight"))
+    std = 0.02 if network.config.form == "official" else 0.0
+    assert patch[:, 16:].std().item() == pytest.approx(std, rel=0.1)
+    assert all(torch.equal(state[k], base[k]) for k in base)
+    assert all(torch.equal(v, anchors[k]) for k, v in network.tokens.state_dict().items())
+    base.pop("proj_out.bias")
+    save_file({naming(k): v for k, v in base.items()}, path)
+    with pytest.raises(WeightsError, match=r"2 missing: (head.head|patch_embedding)"):
+        load_wan(path, small())
+
+
+def test_released_shapes_are_those_of_the_file(figures):
+    shapes = released_shapes(build(json.loads(str(figures["meta"]))))
+    assert shapes["denoising_model.patch_embedding.weight"] == (256, 32, 1, 2, 2)
+    assert shapes["denoising_model.blocks.2.norm3.weight"] == (256,)
+    assert shapes["denoising_model.head.modulation"] == (1, 2, 256)
+    assert shapes["ext_proj.3.weight"] == (64, 96)
+    assert shapes["temporal_embed.weight"] == (200, 48)
+
+
+def test_noise_levels_are_shifted_and_end_at_zero():
+    schedule = make_schedule(50, 5.0)
+    s = torch.linspace(1, 0, 51)
+    torch.testing.assert_close(schedule.sigmas, 5 * s / (1 + 4 * s))
+    torch.testing.assert_close(schedule.timesteps, 1000 * schedule.sigmas[:-1])
+    with pytest.raises(ValueError, match="found 0 steps"):
+        make_schedule(0, 5.0)
+
+
+def clip(network: VideoDiT, **settings) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(4)
+    noise, condition = torch.randn(2, 1, 16, 2, 4, 4, generator=generator)
+    text, negative = torch.randn(2, 1, 4, 20, generator=generator)
+    ext = torch.randn(1, 2, 5, 12, generator=generator)
+    positive = network.encode_context(text, ext)
+    return sample_latents(
+        network, noise, condition, positive, network.encode_context(negative), **settings
+    )
+
+
+def test_guidance_of_one_leaves_the_negative_branch_out(network):
+    calls, done = [], []
+    network.dit.register_forward_pre_hook(
+        lambda _, args, given: calls.append(len(given["hidden_states"])), with_kwargs=True
+    )
+    clip(network, steps=2, guidance=1.0, progress=done.append)
+    assert (calls, done) == ([1, 1], [1, 2])
+    calls.clear()
+    clip(network, steps=2, guidance=3.0)
+    assert calls == [2, 2]
+    calls.clear()
+    clip(network, steps=2, guidance=3.0, batched=False)
+    assert calls == [1, 1, 1, 1]
+
+
+def test_two_passes_keep_a_cache_apart(network):
+    plain = clip(network, steps=3, batched=False)
+    network.dit.enable_cache(FirstBlockCacheConfig(threshold=1e-9))
+    torch.testing.assert_close(clip(network, steps=3, batched=False), plain)

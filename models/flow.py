@@ -1,0 +1,111 @@
+"""Latents drawn from the video DiT: flow matching, Euler steps, classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from torch import Tensor
+
+from .video_dit import VideoDiT
+
+
+def make_schedule(steps: int, shift: float) -> FlowMatchEulerDiscreteScheduler:
+    """A scheduler with `sigmas` [steps + 1], the last one 0, and `timesteps` [steps] = 1000 sigma.
+
+    Noise levels fall evenly from 1 and are then shifted towards noise:
+    shift * s / (1 + (shift - 1) * s).
+
+    Raises:
+        ValueError: no step, or a shift that is not positive.
+    """
+    if steps < 1 or shift <= 0:
+        raise ValueError(f"found {steps} steps and a shift of {shift}: both must be above 0")
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 0, steps + 1)[:-1].tolist())
+    return scheduler
+
+
+def predict(
+    network: VideoDiT,
+    latents: Tensor,
+    timestep: Tensor,
+    condition: Tensor,
+    positive: Tensor,
+    negative: Tensor | None,
+    *,
+    batched: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """The velocities of one step: with the positive context, and with the negative one.
+
+    Both branches see the condition latents.
+
+    Args:
+        latents, condition: [B, 16, F, h, w]. timestep: scalar in [0, 1000].
+        positive, negative: contexts [B, N, text_dim]; without a negative one its velocity is None.
+        batched: both branches in one pass of twice the batch; else one after the other, which
+            takes less memory and is what diffusers' caches need to tell them apart.
+    """
+    B = len(latents)
+    if negative is None:
+        return network(latents, timestep.expand(B), condition, positive), None
+    if batched:
+        both = network(
+            torch.cat([latents, latents]),
+            timestep.expand(2 * B),
+            torch.cat([condition, condition]),
+            torch.cat([positive, negative]),
+        )
+        yes, no = both.chunk(2)
+        return yes, no
+    with network.dit.cache_context("cond"):
+        yes = network(latents, timestep.expand(B), condition, positive)
+    with network.dit.cache_context("uncond"):
+        no = network(latents, timestep.expand(B), condition, negative)
+    return yes, no
+
+
+@torch.no_grad()
+def sample_latents(
+    network: VideoDiT,
+    noise: Tensor,
+    condition: Tensor,
+    positive: Tensor,
+    negative: Tensor | None,
+    *,
+    steps: int = 50,
+    guidance: float = 5.0,
+    shift: float = 5.0,
+    batched: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Draw the latents of a clip; the defaults are the released settings.
+
+    Args:
+        noise: [B, 16, F, h, w] standard normal. condition: same shape, of the map.
+        positive, negative: contexts of `VideoDiT.encode_context`; the negative one, without anchor
+            features, is left out where it is None or guidance is 1.
+        guidance: how far past the negative prediction to go. batched: as for `predict`.
+        progress: called with the number of steps that are done.
+
+    Returns:
+        [B, 16, F, h, w] float32.
+    """
+    scheduler = make_schedule(steps, shift)
+    if guidance == 1.0:
+        negative = None
+    x = noise.float()
+    for i, timestep in enumerate(scheduler.timesteps):
+        yes, no = predict(
+            network, x, timestep.to(x.device), condition, positive, negative, batched=batched
+        )
+        velocity = yes.float()
+        if no is not None:
+            velocity = no.float() + guidance * (velocity - no.float())
+        x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
+        if progress is not None:
+            progress(i + 1)
+    return x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
@@ -94,7 +95,7 @@ def sample_latents(
     Returns:
         [B, 16, F, h, w] float32.
     """
-    scheduler = make_schedule(steps, shift)
+    scheduler: Any = make_schedule(steps, shift)
     if guidance == 1.0:
         negative = None
     x = noise.float()

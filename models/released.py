@@ -100,7 +100,7 @@ def open_released(
     to_precision(network, dtype)
     load_released(path, network)
     # Rotary angles are computed, not loaded.
-    longest = network.dit.config.rope_max_seq_len
+    longest = network.dit.config["rope_max_seq_len"]
     network.dit.rope = WanRotaryPosEmbed(config.head_dim, config.patch, longest)
     return network.eval()
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .geometry import project
+
+# How the released WristWorld draws its condition maps; the paper names no settings of its own.
+RELEASED: dict[str, Any] = {"radius": 2, "near": 0.01, "truncate": True, "outside": False}
 
 
 @dataclass
@@ -42,6 +46,8 @@ def splat(
     radius: int = 1,
     near: float = 0.01,
     layer: float = 0.0,
+    truncate: bool = False,
+    outside: bool = True,
 ) -> ConditionMap:
     """Draw every valid point as a disc; the nearest to the camera wins a pixel.
 
@@ -51,6 +57,9 @@ def splat(
         radius: of the disc in pixels (see `disc_offsets`); near: least z in metres.
         layer: relative depth that the outer pixels of a disc lie behind its centre, so that a
             surface's own samples win over their neighbours' blur.
+        truncate: centre a disc on the pixel that the projection's whole part names, in place of
+            the pixel whose centre is nearest.
+        outside: draw what reaches into the image of discs whose centres are outside it.
 
     Ties go to the lower point index, so the picture does not depend on the order of execution.
     """
@@ -58,11 +67,9 @@ def splat(
     H, W = size
     pixels, z = project(points, K, pose)
     # Truncation after a shift of half a pixel: the pixel whose centre is nearest.
-    x = torch.floor(pixels[..., 0] + 0.5)
-    y = torch.floor(pixels[..., 1] + 0.5)
-    seen = (
-        valid & (z > near) & (x >= -radius) & (x < W + radius) & (y >= -radius) & (y < H + radius)
-    )
+    x, y = torch.floor(pixels + (0.0 if truncate else 0.5)).unbind(-1)
+    reach = radius if outside else 0
+    seen = valid & (z > near) & (x >= -reach) & (x < W + reach) & (y >= -reach) & (y < H + reach)
     batch, index = seen.nonzero(as_tuple=True)
     x, y, z = x[batch, index].long(), y[batch, index].long(), z[batch, index]
     far = torch.iinfo(torch.int64).max
@@ -96,6 +103,8 @@ def splat_reference(
     radius: int = 1,
     near: float = 0.01,
     layer: float = 0.0,
+    truncate: bool = False,
+    outside: bool = True,
 ) -> ConditionMap:
     """`splat`, one point and one pixel at a time: slow, plain, and what the tests compare with."""
     B, N, _ = points.shape
@@ -108,7 +117,9 @@ def splat_reference(
             depth = float(z[b, n])
             if not valid[b, n] or depth <= near:
                 continue
-            x, y = (int(v) for v in torch.floor(pixels[b, n] + 0.5))
+            x, y = (int(v) for v in torch.floor(pixels[b, n] + (0.0 if truncate else 0.5)))
+            if not outside and not (0 <= x < W and 0 <= y < H):
+                continue
             for dx, dy in disc_offsets(radius):
                 px, py = x + dx, y + dy
                 if not (0 <= px < W and 0 <= py < H):

@@ -21,10 +21,12 @@ def cloud(seed: int, batch: int = 2, n: int = 150):
 
 @pytest.mark.parametrize("radius", [0, 1, 2])
 @pytest.mark.parametrize("layer", [0.0, 0.02])
-def test_agrees_with_the_reference(radius, layer):
+@pytest.mark.parametrize("released", [False, True])
+def test_agrees_with_the_reference(radius, layer, released):
     inputs = cloud(radius)
-    fast = splat(*inputs, SIZE, radius=radius, layer=layer)
-    plain = splat_reference(*inputs, SIZE, radius=radius, layer=layer)
+    settings = {"radius": radius, "layer": layer, "truncate": released, "outside": not released}
+    fast = splat(*inputs, SIZE, **settings)
+    plain = splat_reference(*inputs, SIZE, **settings)
     assert plain.covered.any() and not plain.covered.all()
     assert torch.equal(fast.covered, plain.covered)
     assert torch.equal(fast.color, plain.color)
@@ -49,3 +51,19 @@ def test_no_point_is_an_empty_picture():
 
 def test_disc_sizes():
     assert [len(disc_offsets(r)) for r in (0, 1, 2)] == [1, 5, 13]
+
+
+def test_a_disc_is_centred_on_the_nearest_pixel_or_on_the_whole_part():
+    points = torch.tensor([[[0.01, 0.01, 1.0]]])  # projects to (15.8, 11.8)
+    inputs = (points, torch.full((1, 1, 3), 9, dtype=torch.uint8), torch.ones(1, 1).bool())
+    for truncate, place in ((False, [12, 16]), (True, [11, 15])):
+        seen = splat(*inputs, K[None], torch.eye(4)[None], SIZE, radius=0, truncate=truncate)
+        assert seen.covered[0].nonzero().tolist() == [place]
+
+
+def test_a_disc_whose_centre_is_outside_reaches_in_unless_told_not_to():
+    points = torch.tensor([[[-0.55, 0.0, 1.0]]])  # projects to (-1, 11.5)
+    inputs = (points, torch.full((1, 1, 3), 9, dtype=torch.uint8), torch.ones(1, 1).bool())
+    camera = (K[None], torch.eye(4)[None], SIZE)
+    assert splat(*inputs, *camera, radius=2).covered.any()
+    assert not splat(*inputs, *camera, radius=2, outside=False).covered.any()

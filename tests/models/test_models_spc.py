@@ -3,7 +3,7 @@
 import pytest
 import torch
 from wristaugment.models.geometry import project
-from wristaugment.models.spc import spc_loss
+from wristaugment.models.spc import FORMS, spc_loss
 
 SIZE = (60, 80)
 K = torch.tensor([[70.0, 0, 40], [0, 70, 30], [0, 0, 1]])[None]
@@ -43,60 +43,129 @@ def test_matches_the_formula():
     torch.testing.assert_close(found.loss, 2 * expected_u + 3 * expected_depth)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("z", [-5.0, 0.0])
-def test_none_in_front_or_none_behind_is_finite_and_has_a_gradient(z):
+def test_none_in_front_or_none_behind_is_finite_and_has_a_gradient(form, z):
     pose = shifted(z=z, x=0.1).requires_grad_()
-    found = spc_loss(*scene(), K, pose, SIZE)
+    found = spc_loss(*scene(), K, pose, SIZE, form=form)
     found.loss.backward()
     assert torch.isfinite(found.loss) and torch.isfinite(pose.grad).all()
     assert pose.grad.abs().max() > 0
     assert found.front_share == (0.0 if z < 0 else 1.0)
 
 
-def test_points_on_the_plane_of_the_camera_are_finite():
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("z", [0.0, 1e-30, 1e-4])
+def test_points_on_the_plane_of_the_camera_are_finite(form, z):
     points, pixels, valid = scene()
-    points[..., 2] = 0
+    points[..., 2] = z
     pose = shifted().requires_grad_()
-    spc_loss(points, pixels, valid, K, pose, SIZE).loss.backward()
-    assert torch.isfinite(pose.grad).all()
+    found = spc_loss(points, pixels, valid, K, pose, SIZE, form=form)
+    found.loss.backward()
+    assert torch.isfinite(found.loss) and torch.isfinite(pose.grad).all()
+    assert found.front_share == (1.0 if z else 0.0)
 
 
-def test_masked_correspondences_have_no_say():
+@pytest.mark.parametrize("form", FORMS)
+def test_masked_correspondences_have_no_say(form):
     points, pixels, valid = scene()
     wild = points.clone()
     wild[0, 5] = torch.tensor([float("inf"), 0.0, 1e-30])
     wild[0, 6, 2] = -50
+    pixels[0, 6] = float("nan")  # as a tracker may give where it sees nothing
     valid[0, 5:7] = False
-    pose = shifted(x=0.05)
-    found = spc_loss(wild, pixels, valid, K, pose, SIZE)
+    pose = shifted(x=0.05).requires_grad_()
+    found = spc_loss(wild, pixels, valid, K, pose, SIZE, form=form)
+    found.loss.backward()
+    assert torch.isfinite(pose.grad).all()
     keep = [i for i in range(points.shape[1]) if i not in (5, 6)]
-    expected = spc_loss(points[:, keep], pixels[:, keep], valid[:, keep], K, pose, SIZE)
+    expected = spc_loss(points[:, keep], pixels[:, keep], valid[:, keep], K, pose, SIZE, form=form)
     torch.testing.assert_close(found.loss, expected.loss)
-    none = spc_loss(points, pixels, torch.zeros_like(valid), K, pose, SIZE)
-    assert none.loss == 0
+    pose.grad = None
+    none = spc_loss(points, pixels, torch.zeros_like(valid), K, pose, SIZE, form=form)
+    none.loss.backward()
+    assert none.loss == 0 and not pose.grad.any()
 
 
-def test_gradient_agrees_with_finite_differences():
-    points, pixels, valid = scene(n=12)
-    pose = shifted(z=-1.45, x=0.03)
-    pose = pose.requires_grad_()
-    spc_loss(points, pixels, valid, K, pose, SIZE).loss.backward()
-    step = 1e-3
-    for i in range(3):
-        for j in range(4):
-            ends = []
-            for sign in (1, -1):
-                moved = pose.detach().clone()
-                moved[0, i, j] += sign * step
-                ends.append(spc_loss(points, pixels, valid, K, moved, SIZE).loss)
-            numeric = (ends[0] - ends[1]) / (2 * step)
-            assert abs(numeric - pose.grad[0, i, j]) < 0.05 * pose.grad.abs().max() + 1e-4
+def in_double(*values):
+    return [v.double() if v.is_floating_point() else v for v in values]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("z", [0.0, -1.45, -5.0])
+def test_gradient_agrees_with_finite_differences(form, z):
+    points, pixels, valid, intrinsics = in_double(*scene(n=10), K)
+    pose = shifted(z=z, x=0.03).double()
+    depth = points[..., 2] + z
+    assert (depth.abs() > 1e-3).all()  # on the plane itself the loss has a step
+    valid[0, 3] = False
+
+    def loss(pose, points):
+        return spc_loss(
+            points, pixels, valid, intrinsics, pose, SIZE, form=form, lambda_u=2, lambda_depth=3
+        ).loss
+
+    inputs = (pose.requires_grad_(), points.requires_grad_())
+    assert loss(*inputs).dtype == torch.float64
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def plainly(points, pixels, valid, pose, form):
+    """(L_u, L_depth), one point at a time."""
+    front, back, diagonal = [], [], SIZE[0] ** 2 + SIZE[1] ** 2
+    for point, pixel, counts in zip(points[0], pixels[0], valid[0], strict=True):
+        if not counts:
+            continue
+        x, y, z = (pose[0, :3, :3] @ point + pose[0, :3, 3]).tolist()
+        if z <= 0:
+            back.append(-z)
+            continue
+        z = max(z, 0.01)
+        du = 70 * x / z + 40 - float(pixel[0])
+        dv = 70 * y / z + 30 - float(pixel[1])
+        mse = (du * du + dv * dv) / 2
+        scale = {"paper": 1, "scaled": 2 / diagonal, "official": 30 / diagonal}
+        front.append(mse * scale[form])
+    if form == "official":
+        both = max(1, len(front) + len(back))
+        return sum(front) / both, sum(back) / both
+    return sum(front) / max(1, len(front)), sum(back) / max(1, len(back))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("z", [0.0, -1.4, -5.0])
+def test_every_form_agrees_with_a_plain_loop(form, z):
+    points, pixels, valid = in_double(*scene(3))
+    valid[0, ::5] = False
+    pose = shifted(z=z, x=0.02).double()
+    found = spc_loss(points, pixels, valid, K, pose, SIZE, form=form, lambda_u=2, lambda_depth=3)
+    u, depth = plainly(points, pixels, valid, pose, form)
+    assert found.reprojection.item() == pytest.approx(u, rel=1e-6)
+    assert found.behind.item() == pytest.approx(depth, rel=1e-6)
+    assert found.loss.item() == pytest.approx(2 * u + 3 * depth, rel=1e-6)
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="scaled, paper, official; found l1"):
+        spc_loss(*scene(), K, shifted(), SIZE, form="l1")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast_changes_nothing(form):
+    inputs = (*scene(), K)
+    poses = [shifted(z=-1.4, x=0.02).requires_grad_() for _ in range(2)]
+    plain = spc_loss(*inputs, poses[0], SIZE, form=form).loss
+    plain.backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = spc_loss(*inputs, poses[1], SIZE, form=form).loss
+    found.backward()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, plain) and torch.equal(poses[0].grad, poses[1].grad)
 
 
 def test_half_precision_inputs_are_computed_in_full():
     points, pixels, valid = scene()
-    with torch.autocast("cpu", torch.bfloat16):
-        found = spc_loss(points, pixels, valid, K, shifted(x=0.02), SIZE)
-    plain = spc_loss(points, pixels, valid, K, shifted(x=0.02), SIZE)
-    assert found.loss.dtype == torch.float32
-    torch.testing.assert_close(found.loss, plain.loss, rtol=2e-2, atol=1e-6)
+    half = spc_loss(points.bfloat16(), pixels, valid, K, shifted(x=0.02).bfloat16(), SIZE)
+    rounded = points.bfloat16().float(), pixels, valid, K, shifted(x=0.02).bfloat16().float()
+    assert half.loss.dtype == torch.float32
+    assert torch.equal(half.loss, spc_loss(*rounded, SIZE).loss)

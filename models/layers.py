@@ -41,7 +41,7 @@ def rotary_tables(positions: Tensor, head_dim: int, base: float = 100.0) -> tupl
     """
     quarter = head_dim // 4
     exponent = torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter
-    frequency = base**-exponent
+    frequency = 1 / base**exponent
     angle = positions.float()[..., None] * frequency  # [P, 2, quarter]
     angle = torch.cat([angle, angle], dim=-1).flatten(-2)
     return angle.cos(), angle.sin()

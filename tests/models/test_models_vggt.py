@@ -1,87 +1,10 @@
-"""VGGT against figures of the public implementation, on weights that follow from their names."""
+"""VGGT's own behaviour; `test_models_parity.py` compares it with the public implementation."""
 
-import json
-import zlib
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from wristaugment.models.dpt import depth_activation
 from wristaugment.models.geometry import calibrated_rays
 from wristaugment.models.vggt import VGGT, VGGTConfig
-
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "vggt_small.npz"
-
-
-def parity_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The rule that the fixture's weights were made by."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    x = rng.standard_normal(shape, dtype=np.float32)
-    if len(shape) >= 2:
-        return torch.as_tensor(x / np.sqrt(np.prod(shape[1:]), dtype=np.float32))
-    return torch.as_tensor(1 + 0.1 * x if name.endswith((".weight", ".gamma")) else 0.1 * x)
-
-
-@pytest.fixture(scope="module")
-def figures():
-    return np.load(FIXTURE)
-
-
-@pytest.fixture(scope="module")
-def outputs(figures):
-    meta = json.loads(str(figures["meta"]))
-    sizes = meta["config"]
-    network = VGGT(
-        VGGTConfig(
-            dim=sizes["embed_dim"],
-            depth=sizes["depth"],
-            heads=sizes["heads"],
-            encoder_depth=12,
-            encoder_heads=6,
-            layers=tuple(sizes["layers"]),
-        )
-    ).eval()
-    weights = {k: parity_weight(k, tuple(v.shape)) for k, v in network.state_dict().items()}
-    network.load_state_dict(weights)
-    B, S, H, W = (meta[k] for k in "BSHW")
-    rng = np.random.default_rng(meta["seed"])
-    coarse = rng.random((B, S, 3, H // 14, W // 14), dtype=np.float32)
-    coarse = coarse.repeat(14, axis=-1).repeat(14, axis=-2)
-    images = torch.as_tensor(0.8 * coarse + 0.2 * rng.random((B, S, 3, H, W), dtype=np.float32))
-    with torch.no_grad():
-        tokens = network.aggregator(images, tuple(range(sizes["depth"])))
-        geometry = network(images)
-    step = meta["stride"]
-    found = {
-        "pose_enc": geometry.cameras,
-        "depth": geometry.depth[:, :, ::step, ::step, None],
-        "depth_conf": geometry.depth_confidence[:, :, ::step, ::step],
-        "world_points": geometry.points[:, :, ::step, ::step],
-        "world_points_conf": geometry.points_confidence[:, :, ::step, ::step],
-    }
-    for i, x in tokens.items():
-        P, C = x.shape[2:]
-        found[f"tokens_{i}"] = x[:, :, :: max(1, P // 16), :: max(1, C // 32)]
-    return found
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tokens_0",
-        "tokens_3",
-        "pose_enc",
-        "depth",
-        "depth_conf",
-        "world_points",
-        "world_points_conf",
-    ],
-)
-def test_agrees_with_the_public_network(outputs, figures, name):
-    truth = figures[name].astype(np.float64)
-    error = np.linalg.norm(outputs[name].numpy() - truth) / np.linalg.norm(truth)
-    assert error < 1e-4
 
 
 def tiny(**more) -> VGGT:
@@ -130,3 +53,45 @@ def test_depth_weighs_the_table_against_the_tool():
     for weight, expected in ((-20.0, 2.0), (0.0, 1.0), (20.0, 0.5)):
         depth, _ = depth_activation(torch.tensor([0.0, 0, weight]).view(1, 1, 1, 1, 3), priors)
         assert abs(depth.item() - expected) < 1e-4
+
+
+def test_only_the_heads_that_are_asked_for_run():
+    network = tiny(heads_built=("camera", "depth", "wrist"), wrist={"dim": 64})
+    with torch.no_grad():
+        found = network(torch.rand(1, 2, 3, 28, 28), heads=("wrist",))
+    assert found.wrist.shape == (1, 9)
+    assert found.cameras is None and found.depth is None and found.points is None
+
+
+def test_a_head_that_was_not_built_is_refused():
+    network = tiny(heads_built=("camera",))
+    images = torch.rand(1, 1, 3, 28, 28)
+    with pytest.raises(ValueError, match="without its depth head"):
+        network(images, heads=("depth",))
+    with pytest.raises(ValueError, match="without its track head"):
+        network(images, query_points=torch.zeros(1, 1, 2))
+    with pytest.raises(ValueError, match="has no head lidar"):
+        tiny(heads_built=("lidar",))
+    with pytest.raises(ValueError, match="paper or official; found best"):
+        tiny(wrist_kind="best")
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["paper", "official"])
+def test_both_wrist_heads_give_one_pose_a_timestep(kind, views):
+    size = {"dim": 64, "depth": 1} if kind == "paper" else {"layers": 1, "trunk_depth": 1}
+    network = tiny(heads_built=("wrist",), wrist_kind=kind, wrist=size)
+    with torch.no_grad():
+        found = network(torch.rand(2, views, 3, 28, 42))
+    iterations = 1 if kind == "paper" else 4
+    assert found.wrist_iterations.shape == (iterations, 2, 9)
+    assert torch.equal(found.wrist, found.wrist_iterations[-1])
+
+
+def test_the_released_wrist_head_drops_in_training_alone():
+    network = tiny(heads_built=("wrist",), wrist_kind="official", wrist={"layers": 1})
+    images = torch.rand(1, 2, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(network(images).wrist, network(images).wrist)
+        network.train()
+        assert not torch.equal(network(images).wrist, network(images).wrist)

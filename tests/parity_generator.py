@@ -5,27 +5,25 @@ The weights are a function of each entry's public name and shape, the inputs of 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
+from weights_rule import relative_error, rule_weight
 from wristaugment.models.flow import make_schedule, predict, sample_latents
 from wristaugment.models.released import released_name
 from wristaugment.models.video_dit import VideoDiT, VideoDiTConfig
 
 
-def parity_weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The weight that the rule gives to an entry."""
-    x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
-    if len(shape) >= 2:
-        x = x / np.sqrt(np.prod(shape[1:]), dtype=np.float32)
-    elif name.endswith((".weight", ".gamma")):
-        x = 1 + 0.1 * x
-    else:
-        x = 0.1 * x
-    return torch.as_tensor(x)
+def reads(meta: Mapping, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether this module compares such a fixture."""
+    return "text_len" in meta and "ext_dim" in meta
+
+
+def bound(name: str) -> float:
+    """The largest relative error at which an output agrees."""
+    return 1e-3
 
 
 def config_of(meta: Mapping) -> VideoDiTConfig:
@@ -51,7 +49,7 @@ def build(meta: Mapping) -> VideoDiT:
     network = VideoDiT(config_of(meta)).eval()
     network.load_state_dict(
         {
-            k: parity_weight(released_name(k), tuple(v.shape))
+            k: torch.from_numpy(np.asarray(rule_weight(released_name(k), tuple(v.shape))))
             for k, v in network.state_dict().items()
         }
     )
@@ -109,7 +107,7 @@ def outputs(meta: Mapping, *, batched: bool = True) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def relative_errors(
+def errors(
     meta: Mapping, arrays: Mapping[str, np.ndarray], *, batched: bool = True
 ) -> dict[str, float]:
     """{output: norm of the difference over norm} for every output that the fixture holds.
@@ -122,7 +120,7 @@ def relative_errors(
         ValueError: an output that is unknown or of another shape.
     """
     found = outputs(meta, batched=batched)
-    errors = {}
+    measured = {}
     for name, wanted in arrays.items():
         if name == "meta":
             continue
@@ -131,6 +129,5 @@ def relative_errors(
                 f"{name}: found {found[name].shape if name in found else 'nothing'}, the fixture "
                 f"has {wanted.shape}: it is not a generator's, or its meta is of another run"
             )
-        wanted = wanted.astype(np.float64)
-        errors[name] = float(np.linalg.norm(found[name] - wanted) / np.linalg.norm(wanted))
-    return errors
+        measured[name] = relative_error(found[name], wanted)
+    return measured

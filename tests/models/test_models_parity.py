@@ -23,7 +23,7 @@ def assert_within(path: Path) -> None:
     assert not above
 
 
-@pytest.mark.parametrize("name", ["vggt_small", "condition_map"])
+@pytest.mark.parametrize("name", ["vggt_small", "condition_map", "generator_small"])
 def test_agrees_with_the_public_figures(name):
     assert_within(FIXTURES / f"{name}.npz")
 

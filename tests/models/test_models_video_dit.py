@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import parity_generator
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.hooks import FirstBlockCacheConfig
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-from parity_generator import build, relative_errors
+from parity_generator import build
 from safetensors.torch import load_file, save_file
 from wristaugment.models.errors import WeightsError
 from wristaugment.models.flow import make_schedule, sample_latents
@@ -249,7 +250,7 @@ def figures() -> dict:
 @pytest.mark.parametrize("batched", [True, False])
 def test_every_output_of_the_release_is_met(figures, batched):
     meta = json.loads(str(figures["meta"]))
-    errors = relative_errors(meta, figures, batched=batched)
+    errors = parity_generator.errors(meta, figures, batched=batched)
     assert errors.keys() == figures.keys() - {"meta"}
     assert max(errors.values()) < 1e-4, errors
 
@@ -257,9 +258,9 @@ def test_every_output_of_the_release_is_met(figures, batched):
 def test_the_comparison_sees_another_guidance_and_refuses_another_run(figures):
     meta = json.loads(str(figures["meta"]))
     latents = {"latents": figures["latents"]}
-    assert relative_errors(meta | {"guidance": 4.9}, latents)["latents"] > 1e-3
+    assert parity_generator.errors(meta | {"guidance": 4.9}, latents)["latents"] > 1e-3
     with pytest.raises(ValueError, match="its meta is of another run"):
-        relative_errors(meta | {"steps": 1, "V": 3, "F": 2, "T": 5}, latents)
+        parity_generator.errors(meta | {"steps": 1, "V": 3, "F": 2, "T": 5}, latents)
 
 
 def test_names_are_those_that_the_converter_of_diffusers_knows():

@@ -171,8 +171,8 @@ class VGGT(nn.Module):
             out.cameras = self.camera_head(tokens[last])
         if self.wrist_head is not None and "wrist" in wanted:
             # As in the paper the wrist head learns on features that it does not change.
-            out.wrist_iterations = self.wrist_head(tokens[last].detach())
-            out.wrist = out.wrist_iterations[-1]
+            iterations = self.wrist_head(tokens[last].detach())
+            out.wrist_iterations, out.wrist = iterations, iterations[-1]
         if "depth" not in wanted:
             pass
         elif rays is not None and self.calibrated_depth_head is not None:

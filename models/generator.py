@@ -11,6 +11,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
 from .conditioning import AnchorEncoder, ByteTextEncoder, ContextBuilder
+from .flow import make_schedule
 
 MOUNT = 4  # channels of the learnt picture of what is bolted to the camera
 
@@ -214,12 +215,7 @@ def sample(
     Returns:
         [B, T, 3, H, W] in [-1, 1].
     """
-    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-        FlowMatchEulerDiscreteScheduler,
-    )
-
-    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=torch.linspace(1, 0, steps + 1)[:-1].tolist())
+    scheduler: Any = make_schedule(steps, shift)
     positive, negative = generator.encode_context(condition)
     guided = guidance != 1.0
     if guided:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class ContextTokens(nn.Module):
+class ContextTokens(nn.Module, ABC):
     """What both forms share: how many tokens fit, and the positions that are learnt.
 
     The context always has `limit` tokens, zeros where nothing is left to say: that is what Wan was
@@ -90,17 +92,17 @@ class ContextTokens(nn.Module):
         return self.view_embed.weight[:V, None] + self.temporal_embed.weight[None, :T]
 
     @property
+    @abstractmethod
     def feature_dim(self) -> int:
         """Width of the anchor features."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, ext: Tensor) -> Tensor:
         """[B, V, T, E] -> [B, V, T, text_dim]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, text: Tensor, ext: Tensor | None) -> Tensor:
         """Text [B, L, text_dim] and ext tokens [B, V * T, text_dim] -> all of them, in order."""
-        raise NotImplementedError
 
 
 class OfficialTokens(ContextTokens):

@@ -28,7 +28,7 @@ def _fitting(kind, path: Path) -> Any:
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(path).items()}
     try:
         return kind(**config)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise WeightsError(
             f"{path}: holds the weights of another network ({error}); give --weights the folder "
             "that `wristaugment train` wrote"

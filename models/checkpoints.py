@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -47,24 +48,43 @@ def read_config(path: Path) -> dict:
     return json.loads(metadata["config"])
 
 
+def mismatch(
+    wanted: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], most: int = 5
+) -> str:
+    """What of a file's {name: shape} is missing, unexpected or of another shape; "" if nothing.
+
+    Args:
+        most: names that are listed of each; the rest are counted.
+    """
+    wrong = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
+        "of another shape": [
+            f"{k} {list(found[k])} instead of {list(wanted[k])}"
+            for k in sorted(wanted.keys() & found.keys())
+            if list(wanted[k]) != list(found[k])
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {what}: {', '.join(names[:most])}"
+        + (f" and {len(names) - most} more" if names[most:] else "")
+        for what, names in wrong.items()
+        if names
+    )
+
+
 def load_weights(path: Path, network: nn.Module) -> None:
     """Load strictly: every key and shape must be the network's; WeightsError lists what is not."""
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         state = {name: file.get_tensor(name) for name in names}
     own = network.state_dict()
-    wrong = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": sorted(
-            k for k in own.keys() & state.keys() if own[k].shape != state[k].shape
-        ),
-    }
-    wrong = {what: names for what, names in wrong.items() if names}
+    wrong = mismatch(
+        {k: list(v.shape) for k, v in own.items()}, {k: list(v.shape) for k, v in state.items()}
+    )
     if wrong:
-        listed = "; ".join(
-            f"{what}: {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if names[5:] else "")
-            for what, names in wrong.items()
+        raise WeightsError(
+            f"{path}: not the weights of this network ({wrong}); train them again with this "
+            "version, or leave --weights out"
         )
-        raise WeightsError(f"{path}: not the weights of this network ({listed})")
     network.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})

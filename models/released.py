@@ -14,6 +14,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .checkpoints import mismatch
 from .errors import WeightsError
 from .video_dit import OFFICIAL, VideoDiT, VideoDiTConfig, to_precision, widen_weight
 
@@ -185,21 +186,7 @@ def _load(
 
 def _check(path: Path, wanted: Shapes, found: Shapes) -> None:
     """WeightsError that lists what is missing, unexpected or of another shape."""
-    wrong = {
-        "missing": sorted(wanted.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - wanted.keys()),
-        "of another shape": [
-            f"{k} {list(found[k])} instead of {list(wanted[k])}"
-            for k in sorted(wanted.keys() & found.keys())
-            if list(wanted[k]) != list(found[k])
-        ],
-    }
-    listed = "; ".join(
-        f"{len(names)} {what}: {', '.join(names[:20])}"
-        + (f" and {len(names) - 20} more" if names[20:] else "")
-        for what, names in wrong.items()
-        if names
-    )
+    listed = mismatch(wanted, found, most=20)
     if listed:
         raise WeightsError(
             f"{path}: not the weights of this network ({listed}); fetch the file that the recipe "

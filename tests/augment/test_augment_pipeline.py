@@ -1,11 +1,13 @@
 """Both stages on an episode, with small untrained networks."""
 
+import json
 from dataclasses import asdict, replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from wristaugment.augment.generate import blend_weights, clip_windows
 from wristaugment.augment.pipeline import Augmenter
 from wristaugment.augment.recipe import RECIPES
@@ -182,6 +184,10 @@ def test_files_that_changed_places_are_refused_and_so_is_a_missing_head(weights,
         load_reconstruction(weights / "generation.safetensors")
     with pytest.raises(WeightsError, match="weights of another network"):
         load_generator(weights / "reconstruction.safetensors")
+    unknown = tmp_path / "unknown.safetensors"
+    save_file({}, unknown, metadata={"config": json.dumps({"heads_built": ["smell"]})})
+    with pytest.raises(WeightsError, match=r"weights of another network.*no head smell"):
+        load_reconstruction(unknown)
     config = VGGTConfig(dim=32, depth=1, heads=1, encoder_depth=1, encoder_heads=1, grid=4,
                         layers=(0, 0, 0, 0), heads_built=("camera",))  # fmt: skip
     save_weights(tmp_path / "w.safetensors", VGGT(config), asdict(config))

@@ -87,7 +87,9 @@ def lift(
         points [n, H * W, 3], colours [n, H * W, 3] uint8, usable [n, H * W].
     """
     size = view.size
-    usable = smooth_surface(depth, recipe.edge) & (confidence >= recipe.min_confidence)
+    usable = confidence >= recipe.min_confidence
+    if recipe.edge:
+        usable = usable & smooth_surface(depth, recipe.edge)
     network_size = (depth.shape[-2], depth.shape[-1])
     if size != network_size:
         # Corners stay corners (as `rescale_intrinsics` has it); usable only between usable samples.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..readers.errors import SourceError
 
@@ -19,22 +20,31 @@ class Recipe:
 
     Attributes:
         name: as users say it. about: one line for people.
-        generator: `wrist-dit` (the video DiT), `projection` (the bare condition map, holes filled)
-            or `constant` (a plain picture, to try data paths without a model).
-        weights: folder under the package's weights, or None where nothing is learnt.
+        generator: `wrist-dit` (nano's, on pixels), `video-dit` (Wan 2.1, on latents), `projection`
+            (the bare condition map, holes filled) or `constant` (a plain picture, to try data
+            paths without a model).
+        weights: folder under the package's weights, or None where none are packaged.
+        form: "paper" or "official", which form of the full-size networks; "" for nano's.
         wrist_size: (height, width) of the frames that are made.
-        pixels: area that anchor views are resized to for the reconstruction, in pixels.
-        radius: of the splat's disc. layer: see `models.splat.splat`.
+        resize: how anchor views are resized for the reconstruction: `area` (an area of `pixels`,
+            their shape kept), `square` (`side` x `side`) or `width` (`side` wide, shape kept).
+        geometry: where points come from, `depth` (depth head and cameras) or `points` (point head).
+        static: anchors do not move, so their cameras and the scale are estimated once an episode;
+            False estimates them frame by frame.
+        radius: of the splat's disc. layer, near, truncate, outside: see `models.splat.splat`.
         supersample: the condition map is splatted at this many times the wrist size.
         min_confidence: points of lower depth confidence are not splatted (1 is the least there is:
             the gripper and what it holds are never sure, and a map without them tells the generator
             nothing of them). Without calibration the surer half is. edge: nor are those where
-            depth jumps by more than this share between neighbours.
+            depth jumps by more than this share between neighbours (0 keeps them).
         wrist_hfov: horizontal field of view in degrees where neither data nor head gives one.
         steps, guidance, shift: of the sampler (see `models.generator.sample`).
         noise: scale of the noise that sampling starts from. nano takes one step, which shuts pure
             noise out and gives its mean picture: the seed has no say.
         clip, overlap: frames made at a time, and shared with the clip before.
+        prompt: what the generator is told in place of the episode's language; "" tells it that.
+        negative: what guidance leads away from.
+        precision: of the networks on a GPU, `bfloat16` or `float32`; on a CPU always the latter.
         min_coverage: frames whose condition map saw less than this share are marked invalid.
     """
 
@@ -42,10 +52,18 @@ class Recipe:
     about: str
     generator: str
     weights: str | None
+    form: str = ""
     wrist_size: tuple[int, int] = (72, 128)
+    resize: str = "area"
     pixels: int = 112 * 196
+    side: int = 518
+    geometry: str = "depth"
+    static: bool = True
     radius: int = 2
     layer: float = 0.01
+    near: float = 0.01
+    truncate: bool = False
+    outside: bool = True
     supersample: int = 2
     min_confidence: float = 1.0
     edge: float = 0.05
@@ -56,6 +74,9 @@ class Recipe:
     shift: float = 1.0
     clip: int = 8
     overlap: int = 2
+    prompt: str = ""
+    negative: str = ""
+    precision: str = "float32"
     min_coverage: float = 0.05
 
     def to_dict(self) -> dict:
@@ -64,6 +85,17 @@ class Recipe:
         values["wrist_size"] = list(self.wrist_size)
         return values
 
+
+_VIDEO: dict[str, Any] = {
+    "steps": 50,
+    "guidance": 5.0,
+    "shift": 5.0,
+    "noise": 1.0,
+    "clip": 81,
+    "overlap": 16,
+    "negative": "low quality, distorted, ugly, bad anatomy",
+    "precision": "bfloat16",
+}
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -79,6 +111,35 @@ RECIPES: dict[str, Recipe] = {
             "nano's condition map with its holes filled; no generator",
             "projection",
             "nano",
+        ),
+        Recipe(
+            "paper",
+            "WristWorld as in its paper: VGGT-1B and Wan 2.1 1.3B, wrist head and LoRA of your own",
+            "video-dit",
+            None,
+            form="paper",
+            wrist_size=(480, 640),
+            resize="square",
+            supersample=1,
+            layer=0.0,
+            **_VIDEO,
+        ),
+        Recipe(
+            "official",
+            "WristWorld as its authors released it, with their weights",
+            "video-dit",
+            None,
+            form="official",
+            wrist_size=(480, 832),
+            resize="width",
+            geometry="points",
+            supersample=1,
+            layer=0.0,
+            truncate=True,
+            outside=False,
+            edge=0.0,
+            prompt="robotic manipulation scene",
+            **_VIDEO,
         ),
         Recipe(
             "constant",

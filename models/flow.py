@@ -6,11 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
-    FlowMatchEulerDiscreteScheduler,
-)
 from torch import Tensor
 
+from .libraries import FlowMatchEulerDiscreteScheduler
 from .video_dit import VideoDiT
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
 from .conditioning import AnchorEncoder, ByteTextEncoder, ContextBuilder
 from .flow import make_schedule
+from .libraries import WanTransformer3DModel
 
 MOUNT = 4  # channels of the learnt picture of what is bolted to the camera
 

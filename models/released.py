@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .checkpoints import mismatch
 from .errors import WeightsError
+from .libraries import WanRotaryPosEmbed
 from .video_dit import OFFICIAL, VideoDiT, VideoDiTConfig, to_precision, widen_weight
 
 Shapes = Mapping[str, Sequence[int]]

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
+from .libraries import WanTransformer3DModel
 from .video_context import ContextTokens, OfficialTokens, PaperTokens
 
 TEMPORAL, SPATIAL = 4, 8  # pixel frames and pixels a side in one latent

@@ -62,6 +62,19 @@ def blend_weights(clip: int, overlap: int) -> np.ndarray:
     return np.minimum(ramp, 1.0).astype(np.float32)
 
 
+class ClipGenerator:
+    """Stage 2 of nano: the video DiT that works on pixels."""
+
+    def __init__(self, network: WristGenerator):
+        self.network = network
+
+    def generate(
+        self, maps: Conditions, episode: Episode, recipe: Recipe, seed: int, progress=None
+    ) -> np.ndarray:
+        """The wrist video [T, H, W, 3] uint8; see `generate`."""
+        return generate(self.network, maps, episode, recipe, seed, progress)
+
+
 def generate(
     generator: WristGenerator,
     maps: Conditions,

@@ -17,8 +17,8 @@ from ..models.generator import GeneratorConfig, WristGenerator
 from ..models.vggt import VGGT, VGGTConfig
 from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
-from .generate import generate
-from .project import Conditions, condition_maps, scaled_wrist_K
+from .generate import ClipGenerator
+from .project import Conditions, condition_maps, confidence_of_surest, scaled_wrist_K
 from .recipe import Recipe, file_sha256, get_recipe, weight_files
 from .reconstruct import Reconstruction, reconstruct
 
@@ -70,9 +70,12 @@ class Augmenter:
         self, recipe: str | Recipe = "nano", *, device: str = "cpu", weights: Path | None = None
     ):
         self.recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        self.device = device
         files = weight_files(self.recipe, weights)
         self.reconstruction = load_reconstruction(files[0]).to(device)
-        self.generator = load_generator(files[1]).to(device) if len(files) > 1 else None
+        self.generator: ClipGenerator | None = None
+        if len(files) > 1:
+            self.generator = ClipGenerator(load_generator(files[1]).to(device))
         self.fingerprint = {file.name: file_sha256(file) for file in files}
 
     def reconstruct(self, episode: Episode, pose: str = "auto") -> Reconstruction:
@@ -90,12 +93,12 @@ class Augmenter:
             raise SourceError(str(error), record=episode.record.index) from error
 
     def project(self, episode: Episode, geometry: Reconstruction) -> tuple[Conditions, np.ndarray]:
-        """Condition maps and the wrist intrinsics [3, 3] they were made with."""
+        """Condition maps, and the wrist intrinsics [3, 3] (or [T, 3, 3]) they were made with."""
         K = scaled_wrist_K(episode.wrist_K, episode.wrist_size, geometry.wrist_fov, self.recipe)
         recipe = self.recipe
-        if not geometry.calibrated:
-            surer = max(recipe.min_confidence, float(geometry.confidence.median()))
-            recipe = replace(recipe, min_confidence=surer)
+        if not geometry.calibrated and recipe.surest < 1:
+            surer = confidence_of_surest(geometry.confidence, recipe.surest)
+            recipe = replace(recipe, min_confidence=max(recipe.min_confidence, surer))
         maps = condition_maps(
             episode.anchors,
             geometry.depth,
@@ -105,6 +108,8 @@ class Augmenter:
             K,
             geometry.wrist_pose,
             recipe,
+            points=geometry.points,
+            device=self.device,
         )
         return maps, K.numpy()
 
@@ -134,14 +139,7 @@ class Augmenter:
             frames = maps.filled.copy()
         else:
             with clock("generate"):
-                frames = generate(
-                    self.generator,
-                    maps,
-                    episode,
-                    self.recipe,
-                    seed,
-                    progress,
-                )
+                frames = self.generator.generate(maps, episode, self.recipe, seed, progress)
         valid = maps.coverage >= self.recipe.min_coverage
         frames[~valid] = 0
         return WristStream(

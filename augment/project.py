@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,10 +11,11 @@ import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from ..models.geometry import rescale_intrinsics, unproject
+from ..models.geometry import decode_pose, rescale_intrinsics, unproject
 from ..models.splat import splat
 from ..readers.episode import View
 from .recipe import Recipe
+from .reconstruct import resize_frames
 
 NEAREST = 0.05  # metres at which `nearness` is 1
 
@@ -23,19 +25,34 @@ class Conditions:
     """The condition maps of an episode at the wrist size.
 
     Attributes:
-        color: [T, H, W, 3] uint8, holes black. filled: the same with holes filled.
-        covered: [T, H, W] bool. nearness: [T, H, W] float32 in [0, 1], 0.05 m over depth (filled).
+        color: [T, H, W, 3] uint8, holes black. covered: [T, H, W] bool.
+        depth: [T, H, W] float32, the z of what is covered, 0 elsewhere.
+        filled: the colours with holes filled. nearness: [T, H, W] float32 in [0, 1], 0.05 m over
+            depth (filled).
     """
 
     color: np.ndarray
-    filled: np.ndarray
     covered: np.ndarray
-    nearness: np.ndarray
+    depth: np.ndarray
 
     @property
     def coverage(self) -> np.ndarray:
         """[T] float32, the share of each frame that is covered."""
         return self.covered.mean((1, 2), dtype=np.float32)
+
+    @cached_property
+    def _whole(self) -> tuple[np.ndarray, np.ndarray]:
+        return fill_holes(self.color, self.depth, self.covered)
+
+    @property
+    def filled(self) -> np.ndarray:
+        return self._whole[0]
+
+    @cached_property
+    def nearness(self) -> np.ndarray:
+        z = self._whole[1]
+        with np.errstate(divide="ignore"):
+            return np.where(z > 0, np.minimum(NEAREST / z, 1.0), 0.0).astype(np.float32)
 
 
 def smooth_surface(depth: Tensor, edge: float) -> Tensor:
@@ -75,31 +92,56 @@ def fill_holes(
     return color, depth
 
 
+def confidence_of_surest(confidence: Tensor, share: float) -> float:
+    """The least confidence of the most confident `share` of the points of an episode."""
+    values = confidence.flatten()
+    values = values[:: max(1, len(values) // 2**20)]  # a million tells the quantile well enough
+    return float(np.quantile(values.numpy(), 1 - share))
+
+
 def lift(
-    view: View, depth: Tensor, confidence: Tensor, K: Tensor, pose: Tensor, recipe: Recipe, t: slice
+    view: View,
+    depth: Tensor,
+    confidence: Tensor,
+    K: Tensor,
+    pose: Tensor,
+    recipe: Recipe,
+    t: slice,
+    points: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One anchor's pixels as points: at the view's own resolution, depth upsampled to it.
+    """One anchor's pixels as points, at the larger of the view's own size and the network's.
 
     Args:
-        depth, confidence: [n, h, w] for the timesteps `t`. K: [3, 3] at (h, w); pose: [4, 4].
+        depth, confidence: [n, h, w] for the timesteps `t`. K: [3, 3] or [n, 3, 3] at (h, w); pose:
+            [4, 4] or [n, 4, 4]. points: [n, h, w, 3] in the world, in place of the depth's.
 
     Returns:
         points [n, H * W, 3], colours [n, H * W, 3] uint8, usable [n, H * W].
     """
-    size = view.size
+    network_size = (depth.shape[-2], depth.shape[-1])
+    large = view.size[0] * view.size[1] > network_size[0] * network_size[1]
+    size = view.size if large else network_size
     usable = confidence >= recipe.min_confidence
     if recipe.edge:
         usable = usable & smooth_surface(depth, recipe.edge)
-    network_size = (depth.shape[-2], depth.shape[-1])
     if size != network_size:
         # Corners stay corners (as `rescale_intrinsics` has it); usable only between usable samples.
-        fine = F.interpolate(depth[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         kept = F.interpolate(usable[:, None].float(), size, mode="bilinear", align_corners=False)
-        depth, usable = fine, kept[:, 0] > 0.5
-    K = rescale_intrinsics(K, network_size, size)
+        usable = kept[:, 0] > 0.5
+        if points is None:
+            depth = F.interpolate(depth[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        else:
+            fine = points.permute(0, 3, 1, 2)
+            fine = F.interpolate(fine, size, mode="bilinear", align_corners=False)
+            points = fine.permute(0, 2, 3, 1)
     n = len(depth)
-    points = unproject(depth, K.expand(n, -1, -1), pose.expand(n, -1, -1))
+    if points is None:
+        K = rescale_intrinsics(K, network_size, size)
+        points = unproject(depth, K.expand(n, -1, -1), pose.expand(n, -1, -1))
     colors = torch.as_tensor(np.ascontiguousarray(view.frames[t]))
+    if size != view.size:
+        shown = resize_frames(colors, size).permute(0, 2, 3, 1)
+        colors = (shown * 255).round().clamp(0, 255).to(torch.uint8)
     return points.flatten(1, 2), colors.flatten(1, 2), usable.flatten(1)
 
 
@@ -113,49 +155,55 @@ def condition_maps(
     wrist_pose: Tensor,
     recipe: Recipe,
     *,
+    points: Tensor | None = None,
     batch: int = 4,
+    device: torch.device | str = "cpu",
 ) -> Conditions:
     """Splat all anchors into the wrist view.
 
     Args:
-        depth, confidence: [T, S, h, w]; K: [S, 3, 3] at (h, w); pose: [S, 4, 4].
-        wrist_K: [3, 3] at the recipe's wrist size; wrist_pose: [T, 4, 4].
-        batch: timesteps splatted at a time.
+        depth, confidence: [T, S, h, w]; K: [S, 3, 3] at (h, w); pose: [S, 4, 4]; both also with a
+            first axis of T.
+        wrist_K: [3, 3] or [T, 3, 3] at the recipe's wrist size; wrist_pose: [T, 4, 4].
+        points: [T, S, h, w, 3] in the world, in place of the depth's.
+        batch: timesteps splatted at a time. device: where.
     """
     H, W = recipe.wrist_size
-    scale = recipe.supersample
+    T, scale = len(depth), recipe.supersample
     large = (H * scale, W * scale)
-    large_K = rescale_intrinsics(wrist_K, (H, W), large)
+    large_K = rescale_intrinsics(wrist_K, (H, W), large).expand(T, -1, -1)
+    K = K.expand(T, *K.shape[-3:])
+    pose = pose.expand(T, *pose.shape[-3:])
     colors, depths, covers = [], [], []
-    for start in range(0, len(depth), batch):
-        t = slice(start, min(len(depth), start + batch))
-        parts = [
-            lift(view, depth[t, s], confidence[t, s], K[s], pose[s], recipe, t)
-            for s, view in enumerate(anchors)
-        ]
-        points, color, usable = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
-        n = len(points)
+    for start in range(0, T, batch):
+        t = slice(start, min(T, start + batch))
+        parts = []
+        for s, view in enumerate(anchors):
+            own = None if points is None else points[t, s]
+            parts.append(
+                lift(view, depth[t, s], confidence[t, s], K[t, s], pose[t, s], recipe, t, own)
+            )
+        cloud, color, usable = (torch.cat(v, dim=1).to(device) for v in zip(*parts, strict=True))
         seen = splat(
-            points,
+            cloud,
             color,
             usable,
-            large_K.expand(n, -1, -1),
-            wrist_pose[t],
+            large_K[t].to(device),
+            wrist_pose[t].to(device),
             large,
             radius=recipe.radius,
             layer=recipe.layer,
+            near=recipe.near,
+            truncate=recipe.truncate,
+            outside=recipe.outside,
         )
-        colors.append(seen.color)
-        depths.append(seen.depth)
-        covers.append(seen.covered)
+        colors.append(seen.color.cpu())
+        depths.append(seen.depth.cpu())
+        covers.append(seen.covered.cpu())
     color, z, covered = (torch.cat(values) for values in (colors, depths, covers))
     if scale > 1:
         color, z, covered = _average(color, z, covered, scale)
-    color, z, covered = color.numpy(), z.numpy(), covered.numpy()
-    filled, z = fill_holes(color, z, covered)
-    with np.errstate(divide="ignore"):
-        nearness = np.where(z > 0, np.minimum(NEAREST / z, 1.0), 0.0).astype(np.float32)
-    return Conditions(color, filled, covered, nearness)
+    return Conditions(color.numpy(), covered.numpy(), z.numpy())
 
 
 def _average(color: Tensor, z: Tensor, covered: Tensor, scale: int):
@@ -179,13 +227,21 @@ def scaled_wrist_K(
     """[3, 3] intrinsics of the wrist camera at the recipe's wrist size.
 
     From calibration where there is one (K at K_size), else from the predicted field of view [2]
-    (high, wide; radians) if it is between 30 and 130 degrees, else from the recipe.
+    (high, wide; radians) if its width is between 30 and 130 degrees, else from the recipe. Pixels
+    are square, but for the official form, which takes both fields of view as they are. Fields of
+    view [T, 2], one a frame, give [T, 3, 3].
     """
     H, W = recipe.wrist_size
     if K is not None and K_size is not None:
         return rescale_intrinsics(torch.as_tensor(K).float(), K_size, (H, W))
-    wide = float(np.deg2rad(recipe.wrist_hfov))
-    if fov is not None and np.deg2rad(30) < float(fov[1]) < np.deg2rad(130):
-        wide = float(fov[1])
-    focal = W / 2 / np.tan(wide / 2)
-    return torch.tensor([[focal, 0, (W - 1) / 2], [0, focal, (H - 1) / 2], [0, 0, 1]])
+    wide = torch.tensor(float(np.deg2rad(recipe.wrist_hfov)))
+    if fov is not None:
+        sane = (fov[..., 1] > np.deg2rad(30)) & (fov[..., 1] < np.deg2rad(130))
+        if recipe.form == "official" and sane.all():
+            encoding = F.pad(fov.float(), (7, 0)) + torch.tensor([0.0] * 6 + [1] + [0] * 2)
+            return decode_pose(encoding, (H, W))[1]
+        wide = torch.where(sane, fov[..., 1].float(), wide)
+    out = torch.zeros(*wide.shape, 3, 3)
+    out[..., 0, 0] = out[..., 1, 1] = W / 2 / torch.tan(wide / 2)
+    out[..., 0, 2], out[..., 1, 2], out[..., 2, 2] = (W - 1) / 2, (H - 1) / 2, 1
+    return out

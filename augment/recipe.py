@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,37 @@ from ..readers.errors import SourceError
 
 RECONSTRUCTION = "reconstruction.safetensors"
 GENERATION = "generation.safetensors"
+# What users may set of a recipe; the rest says which networks it has.
+SETTINGS = (
+    "steps",
+    "guidance",
+    "shift",
+    "noise",
+    "clip",
+    "overlap",
+    "prompt",
+    "negative",
+    "resize",
+    "pixels",
+    "side",
+    "geometry",
+    "static",
+    "radius",
+    "supersample",
+    "min_confidence",
+    "surest",
+    "edge",
+    "min_coverage",
+    "wrist_hfov",
+    "precision",
+)
+CHOICES = {
+    "resize": ("area", "square", "width"),
+    "geometry": ("depth", "points"),
+    "precision": ("float32", "bfloat16"),
+}
+LEAST = {"steps": 1, "clip": 1, "supersample": 1, "pixels": 196, "side": 14, "shift": 0.01}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 WEIGHTS = Path(__file__).resolve().parent.parent / "models" / "weights"
 
 
@@ -35,8 +67,9 @@ class Recipe:
         supersample: the condition map is splatted at this many times the wrist size.
         min_confidence: points of lower depth confidence are not splatted (1 is the least there is:
             the gripper and what it holds are never sure, and a map without them tells the generator
-            nothing of them). Without calibration the surer half is. edge: nor are those where
-            depth jumps by more than this share between neighbours (0 keeps them).
+            nothing of them). surest: where the cameras are not the data's, only this share of an
+            episode's points is, the most confident. edge: nor are points where depth jumps by more
+            than this share between neighbours (0 keeps them).
         wrist_hfov: horizontal field of view in degrees where neither data nor head gives one.
         steps, guidance, shift: of the sampler (see `models.generator.sample`).
         noise: scale of the noise that sampling starts from. nano takes one step, which shuts pure
@@ -66,6 +99,7 @@ class Recipe:
     outside: bool = True
     supersample: int = 2
     min_confidence: float = 1.0
+    surest: float = 0.5
     edge: float = 0.05
     wrist_hfov: float = 80.0
     steps: int = 1
@@ -122,6 +156,7 @@ RECIPES: dict[str, Recipe] = {
             resize="square",
             supersample=1,
             layer=0.0,
+            surest=0.8,
             **_VIDEO,
         ),
         Recipe(
@@ -137,6 +172,7 @@ RECIPES: dict[str, Recipe] = {
             layer=0.0,
             truncate=True,
             outside=False,
+            surest=1.0,
             edge=0.0,
             prompt="robotic manipulation scene",
             **_VIDEO,
@@ -158,6 +194,47 @@ def get_recipe(name: str) -> Recipe:
             f"unknown recipe {name!r}", key="--recipe", todo=f"choose from {', '.join(RECIPES)}"
         )
     return RECIPES[name]
+
+
+def change_recipe(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with some of its fields set, each as "name=value".
+
+    Raises:
+        SourceError: a field that does not exist or is not for users, or a value of another type.
+    """
+    changed: dict[str, Any] = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        name = name.strip()
+        if name not in SETTINGS:
+            raise SourceError(
+                f"no recipe setting {name!r}", key="--set", todo=f"set one of {', '.join(SETTINGS)}"
+            )
+        old, known = getattr(recipe, name), CHOICES.get(name)
+        try:
+            value = changed[name] = _parse(text.strip(), type(old))
+            if (known and value not in known) or (name in LEAST and value < LEAST[name]):
+                raise ValueError
+        except ValueError:
+            what = " or ".join(known) if known else _KINDS[type(old)]
+            what += f" from {LEAST[name]}" if name in LEAST else ""
+            raise SourceError(
+                f"{setting!r}: {name} is {what}",
+                key="--set",
+                todo=f"write it as {name}={str(old).lower() if old != '' else 'TEXT'}",
+            ) from None
+    return replace(recipe, **changed)
+
+
+def _parse(text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    value = kind(text)
+    if kind in (int, float) and not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
 
 
 def weights_folder(recipe: Recipe, override: Path | None = None) -> Path | None:

@@ -14,6 +14,7 @@ from ..models.geometry import calibrated_rays, decode_pose, rescale_intrinsics, 
 from ..models.vggt import VGGT
 from ..readers.episode import Episode, View
 from .recipe import Recipe
+from .static_cameras import Frames, mean_pose, metric_scale, settle
 
 
 @dataclass
@@ -22,10 +23,13 @@ class Reconstruction:
 
     Attributes:
         depth, confidence: [T, S, h, w], metres (up to scale without calibration).
-        K: [S, 3, 3] at (h, w); pose: [S, 4, 4] world-to-camera, one for the whole episode.
-        wrist_pose: [T, 4, 4] world-to-camera; wrist_fov: [2] (high, wide) in radians.
+        K: [S, 3, 3] at (h, w); pose: [S, 4, 4] world-to-camera, one for the whole episode. Where
+            the recipe estimates them frame by frame both have a first axis of T.
+        wrist_pose: [T, 4, 4] world-to-camera; wrist_fov: [2] (high, wide) in radians, or [T, 2].
         notes: what was chosen for pose and geometry, and why.
-        calibrated: whether cameras came with the data (the depth is then the calibrated head's).
+        calibrated: whether cameras came with the data (lengths are then in metres).
+        points: [T, S, h, w, 3] in the world, where the recipe takes them from the point head (the
+            confidence is then theirs); None where they follow from the depth.
     """
 
     depth: Tensor
@@ -36,13 +40,21 @@ class Reconstruction:
     wrist_fov: Tensor
     notes: dict[str, str] = field(default_factory=dict)
     calibrated: bool = True
+    points: Tensor | None = None
 
 
-def network_size(height: int, width: int, pixels: int) -> tuple[int, int]:
-    """The (h, w), multiples of 14, nearest in shape to a view and in area to `pixels`."""
+def network_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
+    """The (h, w), multiples of 14, that views of a size are resized to (see `Recipe.resize`)."""
+    if recipe.resize == "square":
+        side = max(1, round(recipe.side / PATCH)) * PATCH
+        return side, side
     aspect = width / height
-    rows = max(1, round((pixels / aspect) ** 0.5 / PATCH))
-    columns = max(1, round(rows * aspect))
+    if recipe.resize == "width":
+        columns = max(1, round(recipe.side / PATCH))
+        rows = max(1, round(columns / aspect))
+    else:
+        rows = max(1, round((recipe.pixels / aspect) ** 0.5 / PATCH))
+        columns = max(1, round(rows * aspect))
     return rows * PATCH, columns * PATCH
 
 
@@ -59,13 +71,21 @@ def is_calibrated(view: View) -> bool:
     return view.K is not None and view.pose is not None and np.ndim(view.pose) == 2
 
 
-def mean_pose(encodings: Tensor) -> Tensor:
-    """[T, ..., 9] pose encodings of one static camera -> [..., 9]: the median, unit quaternion."""
-    # Quaternions q and -q are one rotation; bring all to the half-space of the first.
-    sign = torch.sign((encodings[..., 3:7] * encodings[:1, ..., 3:7]).sum(-1, keepdim=True))
-    aligned = torch.cat([encodings[..., :3], encodings[..., 3:7] * sign, encodings[..., 7:]], -1)
-    middle = aligned.median(dim=0).values
-    return torch.cat([middle[..., :3], F.normalize(middle[..., 3:7], dim=-1), middle[..., 7:]], -1)
+@dataclass
+class Calibration:
+    """The anchors' cameras as the data have them: K [S, 3, 3] at (h, w), pose [S, 4, 4]."""
+
+    K: Tensor
+    pose: Tensor
+
+
+def read_calibration(anchors: list[View], size: tuple[int, int]) -> Calibration | None:
+    """The cameras at the network's size, or None where one of them is not calibrated."""
+    if not all(is_calibrated(view) for view in anchors):
+        return None
+    K = [rescale_intrinsics(torch.as_tensor(v.K).float(), v.size, size) for v in anchors]
+    pose = [torch.as_tensor(v.pose).float() for v in anchors]
+    return Calibration(torch.stack(K), torch.stack(pose))
 
 
 @torch.no_grad()
@@ -79,67 +99,146 @@ def reconstruct(
             (measured where the episode has it).
         batch: timesteps a pass.
 
-    Anchors are taken as static: predicted cameras are one median over the episode, not a pose a
-    frame, so that the scene's scale does not jitter.
+    Raises:
+        ValueError: a measured pose was asked for and the episode has none.
     """
     anchors = episode.anchors
-    size = network_size(*anchors[0].size, recipe.pixels)
-    device = next(network.parameters()).device
-    images = torch.stack([resize_frames(view.frames, size) for view in anchors], dim=1)
-    calibrated = all(is_calibrated(view) for view in anchors)
-    notes: dict[str, str] = {}
-    T = len(images)
-    K = view_pose = tool = None
-    if calibrated:
-        K = torch.stack(
-            [
-                rescale_intrinsics(torch.as_tensor(view.K).float(), view.size, size)
-                for view in anchors
-            ]
+    size = network_size(*anchors[0].size, recipe)
+    known = read_calibration(anchors, size)
+    frames = run_network(network, episode, recipe, size, known, batch)
+    if known is not None and network.config.ray_channels:
+        found = Reconstruction(
+            frames.depth, frames.confidence, known.K, known.pose, *_wrist(frames, size, recipe)
         )
-        view_pose = torch.stack([torch.as_tensor(view.pose).float() for view in anchors])
-        if episode.eef_pose is not None:
-            tool = tool_axis(torch.as_tensor(episode.eef_pose).float())
-        notes["geometry"] = "depth from the anchors with the dataset's cameras"
+        found.notes["geometry"] = "depth from the anchors with the dataset's cameras"
     else:
-        notes["geometry"] = "depth and cameras from the anchors alone (no calibration in the data)"
-    depths, confidences, cameras, wrists = [], [], [], []
-    for start in range(0, T, batch):
-        part = slice(start, min(T, start + batch))
-        x = images[part].to(device)
-        rays = priors = None
-        if K is not None and view_pose is not None and network.config.ray_channels:
-            n = len(x)
-            rays, priors = calibrated_rays(
-                K.expand(n, -1, -1, -1).to(device),
-                view_pose.expand(n, -1, -1, -1).to(device),
-                size,
-                None if tool is None else tool[part].to(device),
-            )
-        out = network(x, rays, priors)
-        depths.append(out.depth)
-        confidences.append(out.depth_confidence)
-        cameras.append(out.cameras[-1])
-        wrists.append(out.wrist)
-    depth, confidence = torch.cat(depths).float().cpu(), torch.cat(confidences).float().cpu()
-    wrist = torch.cat(wrists).float().cpu()
-    if K is None or view_pose is None:
-        view_pose, K = decode_pose(mean_pose(torch.cat(cameras).float().cpu()), size)
-        # The first anchor is the world; the network only learns that it is nearly so.
-        view_pose = view_pose @ torch.linalg.inv(view_pose[:1])
-    head_pose, _ = decode_pose(wrist, size)
-    wrist_pose = head_pose @ view_pose[:1]
-    wrist_fov = wrist[:, 7:9].median(dim=0).values
-    measured = episode.measured_wrist_pose() if calibrated else None
+        found = _from_anchors_alone(frames, size, recipe, known)
+    found.wrist_pose = found.wrist_pose @ found.pose[..., 0, :, :]
+    measured = episode.measured_wrist_pose() if found.calibrated else None
     if pose == "measured" and measured is None:
-        lacks = "camera calibration" if not calibrated else "end-effector poses or a wrist mount"
+        if not found.calibrated:
+            lacks = "metric scale" if known is not None else "camera calibration"
+        else:
+            lacks = "end-effector poses or a wrist mount"
         raise ValueError(
             f"the data have no {lacks} to measure the wrist pose from; use --pose head"
         )
     if pose in ("auto", "measured") and measured is not None:
-        wrist_pose = torch.as_tensor(measured).float()
-        notes["pose"] = "measured: end-effector poses and the camera's mount on the hand"
+        found.wrist_pose = torch.as_tensor(measured).float()
+        found.notes["pose"] = "measured: end-effector poses and the camera's mount on the hand"
     else:
         why = "asked for" if pose == "head" else "the data have no calibrated hand camera"
-        notes["pose"] = f"head: the wrist head's prediction ({why})"
-    return Reconstruction(depth, confidence, K, view_pose, wrist_pose, wrist_fov, notes, calibrated)
+        found.notes["pose"] = f"head: the wrist head's prediction ({why})"
+    return found
+
+
+def run_network(
+    network: VGGT,
+    episode: Episode,
+    recipe: Recipe,
+    size: tuple[int, int],
+    known: Calibration | None,
+    batch: int,
+) -> Frames:
+    """What the network says of every timestep, on the CPU in float32.
+
+    Args:
+        known: given to networks that take calibrated rays.
+    """
+    device = next(network.parameters()).device
+    images = torch.stack([resize_frames(view.frames, size) for view in episode.anchors], dim=1)
+    rayed = known if network.config.ray_channels else None
+    tool = None
+    if rayed is not None and episode.eef_pose is not None:
+        tool = tool_axis(torch.as_tensor(episode.eef_pose).float())
+    heads = ["camera", "wrist", "point" if recipe.geometry == "points" else "depth"]
+    half = recipe.precision == "bfloat16" and device.type == "cuda"
+    parts: list[Frames] = []
+    for start in range(0, len(images), batch):
+        part = slice(start, min(len(images), start + batch))
+        x = images[part].to(device)
+        rays = priors = None
+        if rayed is not None:
+            n = len(x)
+            rays, priors = calibrated_rays(
+                rayed.K.expand(n, -1, -1, -1).to(device),
+                rayed.pose.expand(n, -1, -1, -1).to(device),
+                size,
+                None if tool is None else tool[part].to(device),
+            )
+        # Geometry needs the digits that bfloat16 has not: the heads run in full.
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            tokens = network.aggregate(x, rays)
+        tokens = {layer: value.float() for layer, value in tokens.items()}
+        out = network.read(tokens, x, rays, priors, heads=heads)
+        assert out.cameras is not None and out.wrist is not None
+        if recipe.geometry == "points":
+            assert out.points is not None and out.points_confidence is not None
+            depth, confidence = out.points[..., 2], out.points_confidence
+        else:
+            assert out.depth is not None and out.depth_confidence is not None
+            depth, confidence = out.depth, out.depth_confidence
+        points = out.points if recipe.geometry == "points" else None
+        parts.append(
+            Frames(
+                out.cameras[-1].float().cpu(),
+                out.wrist.float().cpu(),
+                depth.float().cpu(),
+                confidence.float().cpu(),
+                None if points is None else points.float().cpu(),
+            )
+        )
+
+    def joined(values: list[Tensor | None]) -> Tensor | None:
+        there = [value for value in values if value is not None]
+        return torch.cat(there) if there else None
+
+    values = [joined([getattr(part, name) for part in parts]) for name in Frames.__annotations__]
+    return Frames(*values)  # type: ignore[arg-type]
+
+
+def _wrist(frames: Frames, size: tuple[int, int], recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The wrist head's poses relative to the first anchor [T, 4, 4], and its field of view."""
+    pose, _ = decode_pose(frames.wrist, size)
+    fov = frames.wrist[:, 7:9]
+    return pose, fov.median(dim=0).values if recipe.static else fov
+
+
+def _from_anchors_alone(
+    frames: Frames, size: tuple[int, int], recipe: Recipe, known: Calibration | None
+) -> Reconstruction:
+    """Cameras as the network predicts them, or the data's with the network's depth scaled to them.
+
+    Poses of the wrist are left relative to the first anchor.
+    """
+    if recipe.static:
+        frames = settle(frames)
+    pose, K = decode_pose(frames.cameras, size)
+    # The first anchor is the world; the network only learns that it is nearly so.
+    pose = pose @ torch.linalg.inv(pose[:, :1])
+    still, _ = decode_pose(mean_pose(frames.cameras), size)
+    metres = metric_scale(still, known.pose) if known is not None else None
+    if known is not None and metres is not None:
+        frames = frames.scaled(torch.tensor(metres))
+        K, pose = known.K, known.pose
+        said = "depth from the anchors, scaled to the dataset's cameras by their distances"
+    else:
+        said = "depth and cameras from the anchors alone (no calibration in the data)"
+        if known is not None:
+            said = "depth and cameras from the anchors alone (one camera gives no scale)"
+        if recipe.static:
+            K, pose = K[0], pose[0]
+    points = frames.points
+    if points is not None and metres is not None:
+        to_world = torch.linalg.inv(pose[0])
+        points = points @ to_world[:3, :3].mT + to_world[:3, 3]
+    return Reconstruction(
+        frames.depth,
+        frames.confidence,
+        K,
+        pose,
+        *_wrist(frames, size, recipe),
+        {"geometry": said},
+        metres is not None,
+        points,
+    )

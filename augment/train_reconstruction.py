@@ -60,7 +60,7 @@ def nearest_resize(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def frame_rows(episode: Episode, recipe: Recipe) -> dict[str, np.ndarray]:
     """One row a timestep of everything that a training step needs."""
     require_calibration(episode)
-    size = network_size(*episode.anchors[0].size, recipe.pixels)
+    size = network_size(*episode.anchors[0].size, recipe)
     wrist = episode.wrist
     assert wrist is not None and wrist.depth is not None and wrist.K is not None
     assert episode.eef_pose is not None

@@ -30,7 +30,7 @@ class Work:
 
     Attributes:
         size: (height, width) of the new stream.
-        device: "cpu" or "cuda".
+        settings: of the recipe, as in --set. device: "cpu" or "cuda".
     """
 
     data_dir: str
@@ -40,6 +40,7 @@ class Work:
     splits: tuple[str, ...] | None
     limit: int | None
     recipe: str
+    settings: tuple[str, ...]
     weights: str | None
     device: str
     wrist_key: str
@@ -72,9 +73,10 @@ class Work:
 
     def open_augmenter(self):
         """The recipe, with its weights on the device."""
-        from ..augment.recipe import get_recipe
+        from ..augment.recipe import change_recipe, get_recipe
 
-        recipe = dataclasses.replace(get_recipe(self.recipe), wrist_size=self.size)
+        recipe = change_recipe(get_recipe(self.recipe), self.settings)
+        recipe = dataclasses.replace(recipe, wrist_size=self.size)
         if recipe.generator == "constant":  # torch takes seconds to load, and this needs none
             from ..augment.constant import ConstantAugmenter
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from ..augment.recipe import Recipe, get_recipe
+from ..augment.recipe import Recipe, change_recipe, get_recipe
 from ..readers.errors import SourceError
 from ..readers.rlds import RldsDataset
 from ..readers.tfds_folder import ShardFile
@@ -84,7 +84,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
             raise SourceError(
                 f"{value} is too small", key=_option(name), todo=f"give {least} or more"
             )
-    recipe = get_recipe(args.recipe)
+    recipe = change_recipe(get_recipe(args.recipe), args.set or ())
     size = parse_size(args.wrist_size) if args.wrist_size else recipe.wrist_size
     anchor_keys = split_values(args.anchor_keys)
     splits = split_values(args.split)
@@ -96,6 +96,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         splits=tuple(splits) if splits else None,
         limit=args.episodes,
         recipe=args.recipe,
+        settings=tuple(args.set or ()),
         weights=str(Path(args.weights).expanduser().absolute()) if args.weights else None,
         device="cpu",
         wrist_key=args.wrist_key,

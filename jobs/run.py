@@ -75,6 +75,13 @@ def add_parser(subparsers) -> None:
     )
     how = parser.add_argument_group("how")
     how.add_argument("--recipe", default="nano", help="default: %(default)s")
+    how.add_argument(
+        "--set",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="settings of the recipe, as in steps=30 guidance=4 or static=false, which estimates "
+        "the anchors' cameras frame by frame (default: the recipe's own)",
+    )
     how.add_argument("--weights", metavar="DIR", help="weights of your own for the recipe")
     how.add_argument(
         "--pose",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -93,17 +94,91 @@ def sample_latents(
     Returns:
         [B, 16, F, h, w] float32.
     """
+    whole = Window(slice(0, noise.shape[2]), positive)
+    return sample_windows(
+        network,
+        noise,
+        condition,
+        [whole],
+        negative,
+        steps=steps,
+        guidance=guidance,
+        shift=shift,
+        batched=batched,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True)
+class Window:
+    """A clip of a longer video: its latent frames, its context, and its say in each of them.
+
+    Attributes:
+        frames: of the video's latents. positive: context [B, N, text_dim].
+        weight: [frames], positive; all the same where it is None.
+    """
+
+    frames: slice
+    positive: Tensor
+    weight: Tensor | None = None
+
+
+@torch.no_grad()
+def sample_windows(
+    network: VideoDiT,
+    noise: Tensor,
+    condition: Tensor,
+    windows: Sequence[Window],
+    negative: Tensor | None,
+    *,
+    steps: int = 50,
+    guidance: float = 5.0,
+    shift: float = 5.0,
+    batched: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Draw the latents of a video of any length, in windows that the network can take.
+
+    All windows are drawn together: in every step their velocities are averaged where they overlap
+    (MultiDiffusion, Bar-Tal et al. 2023, along time), so neighbours agree from the first step on
+    and leave no seam.
+
+    Args:
+        noise, condition: [B, 16, F, h, w] of the whole video.
+        windows: they cover all of its frames; the rest as for `sample_latents`.
+
+    Raises:
+        ValueError: frames that no window covers.
+    """
     scheduler: Any = make_schedule(steps, shift)
     if guidance == 1.0:
         negative = None
+    frames = noise.shape[2]
+    ones = torch.ones(frames, device=noise.device)
+    shares = [ones[w.frames] if w.weight is None else w.weight.to(ones) for w in windows]
+    total = torch.zeros(frames, device=noise.device)
+    for window, share in zip(windows, shares, strict=True):
+        total[window.frames] += share
+    if not (total > 0).all():
+        raise ValueError("the windows leave out some of the video's frames")
     x = noise.float()
     for i, timestep in enumerate(scheduler.timesteps):
-        yes, no = predict(
-            network, x, timestep.to(x.device), condition, positive, negative, batched=batched
-        )
-        velocity = yes.float()
-        if no is not None:
-            velocity = no.float() + guidance * (velocity - no.float())
+        velocity = torch.zeros_like(x)
+        for window, share in zip(windows, shares, strict=True):
+            part = window.frames
+            yes, no = predict(
+                network,
+                x[:, :, part],
+                timestep.to(x.device),
+                condition[:, :, part],
+                window.positive,
+                negative,
+                batched=batched,
+            )
+            wanted = yes.float()
+            if no is not None:
+                wanted = no.float() + guidance * (wanted - no.float())
+            velocity[:, :, part] += wanted * (share / total[part])[:, None, None]
         x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
         if progress is not None:
             progress(i + 1)

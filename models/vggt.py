@@ -160,11 +160,29 @@ class VGGT(nn.Module):
             heads: names of those that run; by default all that were built (track where there are
                 query points).
         """
+        self._wants(heads, query_points)
+        tokens = self.aggregate(images, rays)
+        return self.read(tokens, images, rays, priors, query_points=query_points, heads=heads)
+
+    def aggregate(self, images: Tensor, rays: Tensor | None = None) -> dict[int, Tensor]:
+        """Images [B, S, 3, H, W] -> the tokens [B, S, P, 2C] of the layers that heads read."""
+        keep = tuple(sorted({*self.config.layers, self.config.depth - 1}))
+        return self.aggregator(images, keep, rays)
+
+    def read(
+        self,
+        tokens: dict[int, Tensor],
+        images: Tensor,
+        rays: Tensor | None = None,
+        priors: Tensor | None = None,
+        *,
+        query_points: Tensor | None = None,
+        heads: Collection[str] | None = None,
+    ) -> Geometry:
+        """What the heads say of the tokens of `aggregate`; arguments as of `forward`."""
         wanted = self._wants(heads, query_points)
         size = (images.shape[-2], images.shape[-1])
         last = self.config.depth - 1
-        keep = tuple(sorted({*self.config.layers, last}))
-        tokens = self.aggregator(images, keep, rays)
         special = self.aggregator.special
         out = Geometry()
         if self.camera_head is not None and "camera" in wanted:

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from wristaugment.augment.generate import blend_weights, clip_windows
 from wristaugment.augment.pipeline import Augmenter
 from wristaugment.augment.recipe import RECIPES
-from wristaugment.augment.reconstruct import mean_pose, network_size, reconstruct
+from wristaugment.augment.reconstruct import network_size, reconstruct
+from wristaugment.augment.static_cameras import mean_pose
 from wristaugment.models.checkpoints import WeightsError, save_weights
 from wristaugment.models.generator import GeneratorConfig, WristGenerator
 from wristaugment.models.vggt import VGGT, VGGTConfig
@@ -147,8 +148,11 @@ def test_the_median_of_quaternions_is_over_rotations():
 
 
 def test_network_sizes_are_multiples_of_the_patch_in_the_views_shape():
-    assert network_size(180, 320, 112 * 196) == (112, 196)
-    assert network_size(64, 64, 112 * 196) == (154, 154)
+    assert network_size(180, 320, RECIPES["nano"]) == (112, 196)
+    assert network_size(64, 64, RECIPES["nano"]) == (154, 154)
+    assert network_size(180, 320, RECIPES["paper"]) == (518, 518)
+    assert network_size(180, 320, RECIPES["official"]) == (294, 518)
+    assert network_size(480, 640, RECIPES["official"]) == (392, 518)
 
 
 def test_windows_cover_every_step_and_overlap():

@@ -196,6 +196,7 @@ def test_clips_pair_the_map_with_the_truth(episode):
         """Stage 1 with the true depth, so that a map must look like the truth."""
 
         recipe = RECIPE
+        device = "cpu"
 
         def reconstruct(self, e):
             K = torch.as_tensor(np.stack([v.K for v in e.anchors])).float()

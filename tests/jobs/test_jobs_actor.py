@@ -28,6 +28,7 @@ def work(small, tmp_path) -> Work:
         splits=None,
         limit=None,
         recipe="constant",
+        settings=(),
         weights=None,
         device="cpu",
         wrist_key="wrist_rgb",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from .generate import ClipGenerator
 from .project import Conditions, condition_maps, confidence_of_surest, scaled_wrist_K
-from .recipe import Recipe, file_sha256, get_recipe, weight_files
+from .recipe import Recipe, get_recipe
 from .reconstruct import Reconstruction, reconstruct
+from .weights import fingerprint, locate
 
 
 def _fitting(kind, path: Path) -> Any:
@@ -56,6 +58,21 @@ def load_generator(path: Path) -> WristGenerator:
     return network.eval()
 
 
+class Generator(Protocol):
+    """Stage 2 of a recipe."""
+
+    def generate(
+        self,
+        maps: Conditions,
+        episode: Episode,
+        recipe: Recipe,
+        seed: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """The wrist video [T, H, W, 3] uint8; `progress` is told of timesteps as they finish."""
+        ...
+
+
 class Augmenter:
     """Holds a recipe's networks and makes wrist streams with them.
 
@@ -71,12 +88,23 @@ class Augmenter:
     ):
         self.recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
         self.device = device
-        files = weight_files(self.recipe, weights)
-        self.reconstruction = load_reconstruction(files[0]).to(device)
-        self.generator: ClipGenerator | None = None
-        if len(files) > 1:
-            self.generator = ClipGenerator(load_generator(files[1]).to(device))
-        self.fingerprint = {file.name: file_sha256(file) for file in files}
+        located = locate(self.recipe, weights)
+        self.fingerprint = fingerprint(self.recipe, located=located)
+        self.generator: Generator | None = None
+        self.wrist_fov: torch.Tensor | None = None
+        if self.recipe.generator == "video-dit":
+            from .video_networks import open_generator, open_reconstruction
+
+            self.reconstruction, said = open_reconstruction(self.recipe, located, device)
+            if self.recipe.form == "paper" and "wrist_fov" in said:
+                # The paper's head learns a pose alone; the camera is the training corpus's.
+                self.wrist_fov = torch.tensor(said["wrist_fov"])
+            self.generator = open_generator(self.recipe, located, device)
+            return
+        self.reconstruction = load_reconstruction(located["reconstruction"].path).to(device)
+        if "generation" in located:
+            network = load_generator(located["generation"].path).to(device)
+            self.generator = ClipGenerator(network)
 
     def reconstruct(self, episode: Episode, pose: str = "auto") -> Reconstruction:
         """Stage 1 alone; SourceError where the episode cannot be reconstructed."""
@@ -88,9 +116,12 @@ class Augmenter:
                 todo="name other cameras with --anchor-keys",
             )
         try:
-            return reconstruct(self.reconstruction, episode, self.recipe, pose=pose)
+            found = reconstruct(self.reconstruction, episode, self.recipe, pose=pose)
         except ValueError as error:
             raise SourceError(str(error), record=episode.record.index) from error
+        if self.wrist_fov is not None:
+            found.wrist_fov = self.wrist_fov
+        return found
 
     def project(self, episode: Episode, geometry: Reconstruction) -> tuple[Conditions, np.ndarray]:
         """Condition maps, and the wrist intrinsics [3, 3] (or [T, 3, 3]) they were made with."""

@@ -146,7 +146,6 @@ def run_network(
         known: given to networks that take calibrated rays.
     """
     device = next(network.parameters()).device
-    images = torch.stack([resize_frames(view.frames, size) for view in episode.anchors], dim=1)
     rayed = known if network.config.ray_channels else None
     tool = None
     if rayed is not None and episode.eef_pose is not None:
@@ -154,9 +153,10 @@ def run_network(
     heads = ["camera", "wrist", "point" if recipe.geometry == "points" else "depth"]
     half = recipe.precision == "bfloat16" and device.type == "cuda"
     parts: list[Frames] = []
-    for start in range(0, len(images), batch):
-        part = slice(start, min(len(images), start + batch))
-        x = images[part].to(device)
+    for start in range(0, episode.length, batch):
+        part = slice(start, min(episode.length, start + batch))
+        resized = [resize_frames(view.frames[part], size) for view in episode.anchors]
+        x = torch.stack(resized, dim=1).to(device)
         rays = priors = None
         if rayed is not None:
             n = len(x)

@@ -16,7 +16,14 @@ from torch import Tensor
 from .checkpoints import mismatch
 from .errors import WeightsError
 from .libraries import WanRotaryPosEmbed
-from .video_dit import OFFICIAL, VideoDiT, VideoDiTConfig, to_precision, widen_weight
+from .video_dit import (
+    OFFICIAL,
+    VideoDiT,
+    VideoDiTConfig,
+    context_tokens,
+    to_precision,
+    widen_weight,
+)
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -100,9 +107,7 @@ def open_released(
         network = VideoDiT(config)
     to_precision(network, dtype)
     load_released(path, network)
-    # Rotary angles are computed, not loaded.
-    longest = network.dit.config["rope_max_seq_len"]
-    network.dit.rope = WanRotaryPosEmbed(config.head_dim, config.patch, longest)
+    _restore_rotary(network)
     return network.eval()
 
 
@@ -135,6 +140,34 @@ def load_wan(path: Path, network: VideoDiT, *, generator: torch.Generator | None
         return widen_weight(value, network.config.channels, std=std, generator=generator)
 
     _load(path, network, names, shapes=shapes, change=widen)
+
+
+def open_wan(
+    path: Path, config: VideoDiTConfig, *, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> VideoDiT:
+    """The network that training starts from, in evaluation mode, without drawing Wan's weights.
+
+    Args:
+        config: its sizes and form. seed: of the weights that no file has.
+
+    Raises:
+        WeightsError: as `load_released`.
+    """
+    with torch.device("meta"):
+        network = VideoDiT(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.tokens = context_tokens(config)
+    to_precision(network, dtype)
+    load_wan(path, network, generator=torch.Generator().manual_seed(seed))
+    _restore_rotary(network)
+    return network.eval()
+
+
+def _restore_rotary(network: VideoDiT) -> None:
+    """Rotary angles are computed, not loaded."""
+    longest = network.dit.config["rope_max_seq_len"]
+    network.dit.rope = WanRotaryPosEmbed(network.config.head_dim, network.config.patch, longest)
 
 
 def _opened(path: Path):

@@ -91,6 +91,20 @@ def latent_shape(
     return config.latent_channels, (frames - 1) // TEMPORAL + 1, *sides
 
 
+def context_tokens(config: VideoDiTConfig) -> ContextTokens:
+    """What makes the context of a network of these sizes, with fresh weights."""
+    sizes = {
+        "frames": config.frames,
+        "views": config.views,
+        "limit": config.context_tokens,
+        "text_dim": config.text_dim,
+    }
+    if config.form == "official":
+        hidden, dropout = config.ext_hidden, config.dropout
+        return OfficialTokens(config.ext_dim, hidden, dropout=dropout, **sizes)
+    return PaperTokens(config.ext_dim, **sizes)
+
+
 class VideoDiT(nn.Module):
     """Predicts the velocity of noisy wrist latents, given condition latents and a context.
 
@@ -117,17 +131,7 @@ class VideoDiT(nn.Module):
             qk_norm="rms_norm_across_heads",
             eps=1e-6,
         )
-        sizes = {
-            "frames": c.frames,
-            "views": c.views,
-            "limit": c.context_tokens,
-            "text_dim": c.text_dim,
-        }
-        self.tokens: ContextTokens
-        if c.form == "official":
-            self.tokens = OfficialTokens(c.ext_dim, c.ext_hidden, dropout=c.dropout, **sizes)
-        else:
-            self.tokens = PaperTokens(c.ext_dim, **sizes)
+        self.tokens = context_tokens(c)
 
     def check_clip(self, frames: int, height: int, width: int, views: int) -> None:
         """ValueError for a clip of pixels that would be cropped in silence or does not fit."""

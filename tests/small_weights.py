@@ -179,7 +179,15 @@ def _paper(root: Path) -> None:
     save_file(public, path)
     _write_config(path.parent, {k: v for k, v in VGGT_SIZES.items()})
     wrist = {k: v for k, v in state.items() if k.startswith("wrist_head.")}
-    config = {"heads_built": ["wrist"], "wrist_kind": "paper", "wrist": PAPER_WRIST}
+    config = {
+        "form": "paper",
+        "heads": ["wrist"],
+        "wrist_kind": "paper",
+        "wrist": PAPER_WRIST,
+        "dim": VGGT_SIZES["dim"],
+        "base_sha256": "",
+        "wrist_fov": [0.9, 1.1],
+    }
     metadata = {"config": json.dumps(config)}
     save_file(wrist, root / "reconstruction.safetensors", metadata=metadata)
     network = VideoDiT(dit_config("paper"))

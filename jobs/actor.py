@@ -71,6 +71,16 @@ class Work:
             limit=self.limit,
         )
 
+    def refuse_small_gpu(self, views: int) -> None:
+        """SourceError where a GPU of this process cannot hold the recipe with so many anchors."""
+        from ..augment.recipe import change_recipe, get_recipe
+        from ..augment.weights import locate
+        from ..augment.weights_memory import refuse_small_gpu
+
+        recipe = change_recipe(get_recipe(self.recipe), self.settings)
+        located = locate(recipe, Path(self.weights) if self.weights else None)
+        refuse_small_gpu(recipe, located, self.size, views)
+
     def open_augmenter(self):
         """The recipe, with its weights on the device."""
         from ..augment.recipe import change_recipe, get_recipe
@@ -133,6 +143,8 @@ class ShardActor:
             for split in self.dataset.splits
             for shard in split.shards
         }
+        if self.work.device == "cuda":
+            self.work.refuse_small_gpu(len(self.dataset.profile.anchors))
         self.augmenter = self.work.open_augmenter()
         _after_loading(self.work.device)
 

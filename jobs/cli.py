@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..models.errors import WeightsError
 from ..readers.errors import SourceError
-from . import evaluate, inspect, run, simulate, status, train, verify
+from . import evaluate, inspect, run, simulate, status, train, verify, weights
 from .interrupt import EXIT_CODE, Interrupted
 from .output import DISK, INTERNAL, REFUSED, DiskError, JobError
 
@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "simulate": simulate,
     "train": train,
+    "weights": weights,
 }
 # What the user's disk or rights are the cause of, as against a fault of the program.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO)

@@ -7,6 +7,7 @@ frames is a guess, from the first episodes of the first shard.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -68,6 +69,8 @@ def _cost(job, args, pending, episodes: int) -> dict:
         raise wrong or SourceError("has no record", file=shard.path, todo="check the source")
     frames = round(episodes * sum(lengths) / len(lengths))
     os.environ["OMP_NUM_THREADS"] = "1"  # as an actor has it; read when torch is loaded
+    if torch := sys.modules.get("torch"):  # the weights have been checked with it
+        torch.set_num_threads(1)
     began = time.perf_counter()
     augmenter = job.work.open_augmenter()
     loading = time.perf_counter() - began

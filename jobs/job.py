@@ -12,13 +12,14 @@ from pathlib import Path
 
 from .. import __version__
 from ..augment.recipe import Recipe, change_recipe, get_recipe
+from ..augment.weights import Located, check, check_records, fingerprint
 from ..readers.errors import SourceError
 from ..readers.rlds import RldsDataset
 from ..readers.tfds_folder import ShardFile
 from ..writers.rlds import RldsCopy
 from .actor import Work
 from .ledger import Ledger
-from .plan import make_plan, parse_size, source_fingerprint, split_values, weights_fingerprint
+from .plan import make_plan, parse_size, source_fingerprint, split_values
 from .pool import Cluster, Task, local_gpus
 
 
@@ -112,8 +113,16 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     if args.pose == "measured":
         _calibrated(dataset)
     copy = work.open_copy(dataset)
-    weights = weights_fingerprint(recipe, Path(work.weights) if work.weights else None)
+    # Headers first: hashing gigabytes can wait for what is cheap to refuse.
+    located = check(recipe, Path(work.weights) if work.weights else None, hashes=False)
+    views = len(dataset.profile.anchors)
+    _fitting(located, size, views)
     device, cluster = _device(args, recipe, stack)
+    if device == "cuda" and cluster is None:  # actors elsewhere look at their own GPU
+        from ..augment.weights_memory import refuse_small_gpu
+
+        refuse_small_gpu(recipe, located, size, views)
+    check_records(located)
     work = Work(**{**work.__dict__, "device": device})
     shards = {(shard.split, shard.index): shard for shard in copy.shards}
     plan = make_plan(
@@ -122,7 +131,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         splits=list(dict.fromkeys(shard.split for shard in copy.shards)),
         limit=args.episodes,
         recipe=recipe,
-        weights=weights,
+        weights=fingerprint(recipe, located=located),
         device=device,
         wrist_key=copy.wrist_key,
         wrist_size=size,
@@ -170,6 +179,30 @@ def _calibrated(dataset) -> None:
             file=dataset.folder,
             key="--pose",
             todo="use --pose auto or --pose head",
+        )
+
+
+def _fitting(located: Located, size: tuple[int, int], views: int) -> None:
+    """Refuse sizes and numbers of anchors that the recipe's video DiT would crop or not know."""
+    recipe = located.recipe
+    if recipe.generator != "video-dit":
+        return
+    from ..augment.weights_shapes import generation_config
+    from ..models.video_dit import latent_shape
+
+    config = generation_config(recipe, located)
+    try:
+        latent_shape(config, recipe.clip, *size)
+    except ValueError as error:
+        raise SourceError(
+            f"{error}", key="--wrist-size", todo="give sides of that size, as in 480x640"
+        ) from None
+    most = min(config.views, config.context_tokens // recipe.clip)
+    if views > most:
+        raise SourceError(
+            f"{views} anchor views; the generator of these weights knows {most}",
+            key="--anchor-keys",
+            todo=f"name {most} of them, or train the generator with {views} views",
         )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..augment.recipe import file_sha256, weight_files
+from ..augment.recipe import file_sha256
 from ..readers.errors import SourceError
 from ..readers.tfds_folder import FEATURES, INFO
 from ..writers.rlds import other_files
@@ -60,28 +60,6 @@ def source_fingerprint(dataset, shards: Iterable) -> dict:
         path.relative_to(dataset.folder).as_posix(): file_sha256(path) for path in sorted(others)
     }
     return {"shards": found, "files": files}
-
-
-def weights_fingerprint(recipe, weights: Path | None) -> dict[str, str]:
-    """{file name: SHA-256} of what the recipe loads; empty where it loads nothing.
-
-    Raises:
-        SourceError: --weights for a recipe that has none, or a folder that lacks some.
-    """
-    files = weight_files(recipe, weights)
-    if not files and weights is not None:
-        raise SourceError(
-            f"recipe {recipe.name!r} uses no weights", key="--weights", todo="leave it out"
-        )
-    for path in files:
-        if not path.is_file():
-            raise SourceError(
-                f"these weights of recipe {recipe.name!r} are not here",
-                file=path,
-                key="--weights",
-                todo="give --weights the folder that `wristaugment train` wrote, or reinstall",
-            )
-    return {path.name: file_sha256(path) for path in files}
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -82,7 +82,11 @@ def add_parser(subparsers) -> None:
         help="settings of the recipe, as in steps=30 guidance=4 or static=false, which estimates "
         "the anchors' cameras frame by frame (default: the recipe's own)",
     )
-    how.add_argument("--weights", metavar="DIR", help="weights of your own for the recipe")
+    how.add_argument(
+        "--weights",
+        metavar="DIR",
+        help="folder of weights; `wristaugment weights RECIPE` lists and fetches them",
+    )
     how.add_argument(
         "--pose",
         choices=("auto", "measured", "head"),
@@ -119,11 +123,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SourceError: refused; nothing was written.
     """
+    from ..augment.weights import notices
     from .job import prepare
 
     say = speaker(args.json)
     with contextlib.ExitStack() as stack:
         job = prepare(args, stack)
+        for line in notices(job.recipe):
+            say(f"licence: {line}")
         if args.dry_run:
             from .dryrun import estimate
 

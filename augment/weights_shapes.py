@@ -1,0 +1,368 @@
+"""Whether a weights file is the one that a part needs: names and shapes, from headers alone.
+
+The networks that files are compared with are built on torch's meta device, so nothing is read or
+allocated but headers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models.checkpoints import mismatch, read_config
+from ..models.errors import WeightsError
+from ..models.generator import GeneratorConfig, WristGenerator
+from ..models.public_config import fitting, video_config
+from ..models.public_vggt import check_vggt, vggt_config
+from ..models.released import MARKER, released_shapes, wan_name
+from ..models.state_file import StateFile, open_state
+from ..models.vggt import VGGT, VGGTConfig
+from ..models.video_dit import VideoDiT, VideoDiTConfig
+from .recipe import Recipe
+from .weights import INDEX, Located, Part
+
+LORA = (".lora_A.", ".lora_B.")  # peft's names of the two factors
+
+
+def check_part(located: Located, part: Part) -> None:
+    """Refuse a part whose files do not hold the network that the recipe runs.
+
+    Raises:
+        WeightsError: one line: what is missing, unexpected or of another shape, whose weights they
+            look like, and what to do.
+    """
+    name = part.need.part
+    recipe = located.recipe
+    if recipe.form == "":
+        _check_nano(recipe, part)
+        return
+    if name == "tokenizer":
+        read_json(part.path)
+        return
+    checks: dict[str, Callable[[Recipe, Part], None]] = {
+        "vggt": _check_vggt,
+        "dit": _check_dit,
+        "vae": _check_vae,
+        "prompt": _check_prompt,
+        "image": _check_image,
+        "reconstruction": _check_reconstruction,
+    }
+    if name == "generation":
+        base = video_config(located["dit"].path, recipe.form) if "dit" in located else None
+        _check_generation(recipe, part, base)
+    else:
+        checks[name](recipe, part)
+
+
+def heads_of(recipe: Recipe) -> tuple[str, ...]:
+    """The heads of VGGT that a full-size recipe runs."""
+    return ("camera", "depth" if recipe.geometry == "depth" else "point", "wrist")
+
+
+def meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network without memory: its names and shapes alone."""
+    with torch.device("meta"):
+        return build()
+
+
+def shapes_of(network: nn.Module) -> dict[str, list[int]]:
+    """{name: shape} of a network's state."""
+    return {name: list(value.shape) for name, value in network.state_dict().items()}
+
+
+def recognise(shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any]) -> str:
+    """Whose weights a file seems to hold, in words; "" where nothing tells.
+
+    Args:
+        shapes: its entries. config: of its header; {} where it has none.
+    """
+    names = list(shapes)
+    has = lambda start: any(name.startswith(start) for name in names)
+    if "block" in config or "text_length" in config:
+        return "nano's generation; use --recipe nano"
+    if config.get("ray_channels"):
+        return "nano's reconstruction; use --recipe nano"
+    if config.get("form") or config.get("wrist_kind"):
+        form = config.get("form") or config["wrist_kind"]
+        return f"{form}'s, by its header; use --recipe {form}"
+    if has("denoising_model."):
+        return "the released video DiT of recipe official (VideoModel/video_dit_lora.safetensors)"
+    if has("wrist_head.token_query"):
+        return "the released VGGT of recipe official (VGGT/checkpoint.pt)"
+    if has("aggregator."):
+        return "facebook/VGGT-1B's, of recipe paper"
+    if has("patch_embedding.") or has("condition_embedder."):
+        return "Wan 2.1's video DiT, of recipe paper"
+    if has("visual."):
+        return "open_clip's, of recipe paper"
+    if has("vision_model."):
+        return "a CLIP vision model of transformers, of recipe official"
+    return ""
+
+
+def _refuse(path: Path, wrong: str, file: StateFile | None = None, config: Any = None) -> None:
+    """WeightsError for what `mismatch` found, with whose weights they are where it can be told."""
+    whose = recognise(file.shapes, config or {}) if file else ""
+    looks = f"; it looks like {whose}" if whose else ""
+    raise WeightsError(
+        f"{path}: not the weights of this part ({wrong}){looks}; fetch the file that the recipe "
+        "names, or choose the recipe that this one belongs to"
+    )
+
+
+def _compare(
+    path: Path, wanted: Mapping[str, Sequence[int]], file: StateFile, config: Any = None
+) -> None:
+    wrong = mismatch(wanted, file.shapes)
+    if wrong:
+        _refuse(path, wrong, file, config)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; WeightsError where there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not readable as JSON ({error}); fetch it again") from None
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: holds no object; fetch it again")
+    return found
+
+
+def _built(path: Path, build: Callable[[], Any]) -> nn.Module:
+    """A library's network from the configuration at `path`, on the meta device."""
+    try:
+        return meta(build)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path}: its configuration makes no network of this part ({reason}); fetch it again"
+        ) from None
+
+
+def _check_vggt(recipe: Recipe, part: Part) -> None:
+    config = vggt_config(part.path, heads_built=heads_of(recipe), wrist_kind=recipe.form)
+    network = meta(lambda: VGGT(config))
+    assert isinstance(network, VGGT)
+    with open_state(part.path) as file:
+        whose = recognise(file.shapes, {})
+    try:
+        check_vggt(part.path, network, absent=("wrist",) if recipe.form == "paper" else ())
+    except WeightsError as error:
+        if not whose or whose.endswith(f"of recipe {recipe.name}"):
+            raise
+        raise WeightsError(f"{error}; it looks like {whose}") from None
+
+
+def _check_dit(recipe: Recipe, part: Part) -> None:
+    config = video_config(part.path, recipe.form)
+    network = meta(lambda: VideoDiT(config))
+    assert isinstance(network, VideoDiT)
+    with open_state(part.path) as file:
+        if recipe.form == "official":
+            beside = {MARKER: [1]} if MARKER in file.shapes else {}
+            _compare(part.path, released_shapes(network) | beside, file)
+            return
+        own = {k.removeprefix("dit."): v for k, v in shapes_of(network).items() if "dit." in k[:4]}
+        own["patch_embedding.weight"][1] = config.latent_channels
+        if "proj_out.weight" not in file.shapes:
+            own = {wan_name(name): shape for name, shape in own.items()}
+        _compare(part.path, own, file)
+
+
+def _state(part: Part) -> dict[str, list[int]]:
+    """{name: shape} of a part's file, or of all its shards.
+
+    Raises:
+        WeightsError: a shard that is damaged, or that lacks what the index says of it.
+    """
+    if not part.path.name.endswith(INDEX):
+        with open_state(part.path) as file:
+            return file.shapes
+    listed: dict[str, str] = read_json(part.path)["weight_map"]
+    shapes: dict[str, list[int]] = {}
+    with ExitStack() as stack:
+        for path in part.weights():
+            shard = stack.enter_context(open_state(path))
+            promised = {name for name, where in listed.items() if where == path.name}
+            if promised != shard.shapes.keys():
+                odd = sorted(promised ^ shard.shapes.keys())
+                raise WeightsError(
+                    f"{path}: does not hold what {part.path.name} says of it ({len(odd)} entries, "
+                    f"{odd[0]} first); fetch both again"
+                )
+            shapes |= shard.shapes
+    return shapes
+
+
+def _check_vae(recipe: Recipe, part: Part) -> None:
+    from ..models.libraries import AutoencoderKLWan
+
+    config = part.folder / "config.json"
+    network = _built(config, lambda: AutoencoderKLWan.from_config(read_json(config)))
+    wrong = mismatch(shapes_of(network), _state(part))
+    if wrong:
+        _refuse(part.path, wrong)
+
+
+def _check_prompt(recipe: Recipe, part: Part) -> None:
+    from ..models import libraries  # noqa: F401  (the door; see there)
+
+    from transformers import UMT5Config, UMT5EncoderModel  # isort: skip
+
+    config = part.folder / "config.json"
+    network = _built(config, lambda: UMT5EncoderModel(UMT5Config.from_dict(read_json(config))))
+    wanted, found = shapes_of(network), dict(_state(part))
+    # The embedding goes by two names; a file has one or both.
+    twins = ("shared.weight", "encoder.embed_tokens.weight")
+    if any(name in found for name in twins):
+        for name in twins:
+            found.setdefault(name, wanted[name])
+    wrong = mismatch(wanted, found)
+    if wrong:
+        _refuse(part.path, wrong)
+
+
+def _check_image(recipe: Recipe, part: Part) -> None:
+    from ..models import libraries  # noqa: F401  (the door; see there)
+
+    found = _state(part)
+    if recipe.form == "paper":
+        import open_clip
+
+        config = part.folder / "open_clip_config.json"
+        sizes = read_json(config).get("model_cfg", {})
+        network = _built(config, lambda: open_clip.CLIP(**sizes))
+        wanted = shapes_of(network)
+    else:
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        config = part.folder / "config.json"
+        network = _built(
+            config, lambda: CLIPVisionModel(CLIPVisionConfig.from_dict(read_json(config)))
+        )
+        # Files have had, and lost, a prefix and a buffer that is computed.
+        bare = lambda shapes: {
+            name.removeprefix("vision_model."): shape
+            for name, shape in shapes.items()
+            if not name.endswith("position_ids")
+        }
+        wanted, found = bare(shapes_of(network)), bare(found)
+    wrong = mismatch(wanted, found)
+    if wrong:
+        with open_state(part.weights()[0]) as file:
+            _refuse(part.path, wrong, file)
+
+
+def _check_nano(recipe: Recipe, part: Part) -> None:
+    """nano's own files: the whole network, its sizes in the header."""
+    kind, build = (
+        (VGGTConfig, VGGT) if part.need.part == "reconstruction" else
+        (GeneratorConfig, WristGenerator)
+    )  # fmt: skip
+    header = read_config(part.path)
+    with open_state(part.path) as file:
+        whose = recognise(file.shapes, header)
+        try:
+            config = fitting(kind, part.path, header)
+        except WeightsError as error:
+            looks = f"; it looks like {whose}" if whose else ""
+            raise WeightsError(f"{error}{looks}") from None
+        heads = {"camera", "depth", "wrist"}
+        lacking = heads - set(getattr(config, "heads_built", heads))
+        if lacking:
+            raise WeightsError(
+                f"{part.path}: has no {' and no '.join(sorted(lacking))} head, which a wrist view "
+                "needs; train it with `wristaugment train reconstruction`"
+            )
+        _compare(part.path, shapes_of(meta(lambda: build(config))), file, header)
+
+
+def _own_header(recipe: Recipe, part: Part, kind: Any) -> Any:
+    """The configuration of a file from `wristaugment train`, made for this recipe's form."""
+    header = read_config(part.path)
+    with open_state(part.path) as file:
+        whose = recognise(file.shapes, header)
+    # What says how it was trained, beside the network's sizes, is the trainer's own.
+    known = {k: v for k, v in header.items() if k in kind.__dataclass_fields__}
+    form = header.get("form" if kind is VideoDiTConfig else "wrist_kind")
+    if form != recipe.form or header.get("ray_channels"):
+        raise WeightsError(
+            f"{part.path}: was not trained for recipe {recipe.name}"
+            + (f" but looks like {whose}" if whose else "")
+            + f"; give --weights the folder that `wristaugment train --recipe {recipe.name}` wrote"
+        )
+    return fitting(kind, part.path, known)
+
+
+def _check_reconstruction(recipe: Recipe, part: Part) -> None:
+    """Heads of one's own training: the wrist head, and others that were trained with it."""
+    config = _own_header(recipe, part, VGGTConfig)
+    wanted = shapes_of(meta(lambda: VGGT(config)))
+    with open_state(part.path) as file:
+        heads = {name.split(".")[0] for name in file.shapes} | {"wrist_head"}
+        _compare(
+            part.path,
+            {name: shape for name, shape in wanted.items() if name.split(".")[0] in heads},
+            file,
+        )
+
+
+def generation_config(recipe: Recipe, located: Located) -> VideoDiTConfig:
+    """The sizes of the video DiT that a recipe will run: of one's own file, else of the public one.
+
+    Raises:
+        WeightsError: they cannot be read.
+    """
+    if "generation" in located:
+        return _own_header(recipe, located["generation"], VideoDiTConfig)
+    return video_config(located["dit"].path, recipe.form)
+
+
+def _check_generation(recipe: Recipe, part: Part, base: VideoDiTConfig | None) -> None:
+    """A tuned video DiT: all of it, or LoRA factors with the new layers, on the public one."""
+    config = _own_header(recipe, part, VideoDiTConfig)
+    if base is not None:
+        for name in ("layers", "heads", "head_dim", "ffn_dim", "text_dim", "latent_channels"):
+            if getattr(config, name) != getattr(base, name):
+                raise WeightsError(
+                    f"{part.path}: was trained on a video DiT with {name} {getattr(config, name)}; "
+                    f"the one here has {getattr(base, name)}; give both of one training"
+                )
+    wanted = shapes_of(meta(lambda: VideoDiT(config)))
+    with open_state(part.path) as file:
+        factors = {k: v for k, v in file.shapes.items() if any(mark in k for mark in LORA)}
+        if factors:
+            _check_factors(part.path, factors, wanted)
+            new = ("dit.patch_embedding.", "tokens.")
+            kept = file.shapes.keys() - factors.keys()
+            wanted = {k: v for k, v in wanted.items() if k.startswith(new) or k in kept}
+        whole = StateFile(
+            file.path, {k: v for k, v in file.shapes.items() if k not in factors}, file.tensor
+        )
+        _compare(part.path, wanted, whole)
+
+
+def _check_factors(path: Path, factors: dict[str, list[int]], wanted: dict[str, list[int]]) -> None:
+    """WeightsError where LoRA factors are of layers that the network has not, or do not fit."""
+    pairs: dict[str, dict[str, list[int]]] = {}
+    for name, shape in factors.items():
+        mark = next(mark for mark in LORA if mark in name)
+        stem = name.split(mark)[0]
+        for prefix in ("base_model.model.", "transformer."):
+            stem = stem.removeprefix(prefix)
+        pairs.setdefault(stem, {})[mark] = shape
+    for stem, pair in pairs.items():
+        weight = wanted.get(f"{stem}.weight") or wanted.get(f"dit.{stem}.weight")
+        a, b = pair.get(LORA[0]), pair.get(LORA[1])
+        if weight is None or a is None or b is None or [b[0], a[1]] != weight or a[0] != b[1]:
+            raise WeightsError(
+                f"{path}: its LoRA factors of {stem} do not fit this video DiT "
+                f"({a} and {b} on {weight}); give the file that `wristaugment train` wrote for it"
+            )

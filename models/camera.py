@@ -30,7 +30,15 @@ class PoseRefiner(nn.Module):
         self.pose_branch = Mlp(dim, dim // 2, POSE)
 
     def refine(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, S, C] -> encodings of every iteration [iterations, B, S, 9]."""
+        """Tokens [B, S, C] -> encodings of every iteration [iterations, B, S, 9].
+
+        In the precision of the weights, autocast or not: in bfloat16 half a metre is known to
+        2 mm, and four steps add up.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self._refine(tokens.to(self.embed_pose.weight.dtype))
+
+    def _refine(self, tokens: Tensor) -> Tensor:
         tokens = self.token_norm(tokens)
         B, S, _ = tokens.shape
         encoding, outputs = None, []

@@ -8,9 +8,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .camera import POSE, PoseRefiner
 from .layers import Mlp
+
+
+def run(layer: nn.Module, *inputs: Tensor, recompute: bool) -> Tensor:
+    """`layer(*inputs)`; with `recompute` nothing of its inside is kept for the way back."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)
 
 
 class WristHead(nn.Module):
@@ -19,7 +27,12 @@ class WristHead(nn.Module):
     Args:
         token_dim: channels of the aggregated tokens (2C).
         dim, depth, heads: of the decoder (1024, 3, 8 in the paper). queries: learnt wrist queries.
+
+    Attributes:
+        recompute: gradient checkpointing of the layers.
     """
+
+    recompute = False
 
     def __init__(
         self, token_dim: int, *, dim: int = 1024, depth: int = 3, heads: int = 8, queries: int = 4
@@ -40,9 +53,16 @@ class WristHead(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Aggregated tokens [B, S, P, 2C] -> [1, B, 9] absT_quaR_FoV in anchor 0, at once."""
         memory = self.memory(self.norm(tokens)).flatten(1, 2)
-        x = self.decoder(self.wrist_queries.expand(len(tokens), -1, -1), memory)
+        x = self.wrist_queries.expand(len(tokens), -1, -1)
+        for layer in self.decoder.layers:
+            x = run(layer, x, memory, recompute=self.recompute)
+        if self.decoder.norm is not None:
+            x = self.decoder.norm(x)
+        # The sum over all queries is kept whole: in bfloat16 it is good to a few millimetres.
+        with torch.autocast(x.device.type, enabled=False):
+            moved = self.pose(x.flatten(1).to(self.pose.weight.dtype))
         # So many inputs move the pose by decimetres in one optimizer step; a tenth keeps it calm.
-        raw = self.start + 0.1 * self.pose(x.flatten(1)).float()
+        raw = self.start + 0.1 * moved.float()
         rotation = F.normalize(raw[:, 3:7], dim=-1)
         return torch.cat([raw[:, :3], rotation, F.relu(raw[:, 7:])], dim=-1)[None]
 
@@ -71,7 +91,12 @@ class ReleasedWristHead(PoseRefiner):
         token_dim: channels of the aggregated tokens (2C).
         layers, heads, dropout: of the encoder over the query and the tokens.
         trunk_depth, trunk_heads, iterations: see `PoseRefiner`.
+
+    Attributes:
+        recompute: gradient checkpointing of the layers over all tokens.
     """
+
+    recompute = False
 
     def __init__(
         self,
@@ -94,7 +119,7 @@ class ReleasedWristHead(PoseRefiner):
         """Aggregated tokens [B, S, P, 2C] -> [iterations, B, 9] absT_quaR_FoV in anchor 0."""
         x = torch.cat([self.token_query.expand(len(tokens), -1, -1), tokens.flatten(1, 2)], dim=1)
         for layer in self.token_aggregation_layers:
-            x = layer(x)
+            x = run(layer, x, recompute=self.recompute)
         return self.refine(x[:, :1])[:, :, 0]
 
 

@@ -17,6 +17,7 @@ from .dpt import DPTHead
 from .layers import Mlp
 
 EXTENT = 518.0  # the side of the public network's training images; flows are also given over it
+SIMILARITIES = 2**27  # held at a time (half a gigabyte): a full-size map has 67,081 for every point
 
 
 class SelfBlock(nn.Module):
@@ -130,6 +131,11 @@ def correlate(pyramid: list[Tensor], features: Tensor, places: Tensor, radius: i
     """
     B, S, N, C = features.shape
     window = correlation_window(radius, places.device)
+    largest = pyramid[0].shape[-2] * pyramid[0].shape[-1]
+    most = max(1, SIMILARITIES // (B * S * largest))
+    if most < N:  # points do not see each other here, so that parts give the same
+        parts = zip(features.split(most, 2), places.split(most, 2), strict=True)
+        return torch.cat([correlate(pyramid, *part, radius) for part in parts], dim=2)
     found = []
     for level, maps in enumerate(pyramid):
         similar = features @ maps.flatten(3) / math.sqrt(C)  # [B, S, N, H * W]

@@ -1,0 +1,447 @@
+"""Training of the full-size recipes' wrist head, at reduced width: losses, rows, runs and files."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from wristaugment.augment.corpus import Arrays
+from wristaugment.augment.recipe import RECIPES
+from wristaugment.augment.train_wrist import (
+    WristTraining,
+    load_wrist,
+    observe,
+    train_wrist,
+    training_size,
+    validate_wrist,
+    wrist_batch,
+    wrist_rows,
+)
+from wristaugment.augment.training import Schedule
+from wristaugment.augment.wrist_losses import (
+    SETTINGS,
+    WristSettings,
+    network_scale,
+    pixel_errors,
+    relative,
+    wrist_losses,
+)
+from wristaugment.models.checkpoints import read_config
+from wristaugment.models.correspond import Correspondences, Matching
+from wristaugment.models.errors import WeightsError
+from wristaugment.models.geometry import encode_pose, project
+from wristaugment.models.vggt import VGGT
+from wristaugment.readers.episode import Episode, Record, View
+from wristaugment.readers.errors import SourceError
+
+SIZE = (56, 56)
+RECIPE = replace(RECIPES["paper"], side=56)
+ANY = Matching(grid=(4, 4), visibility=0.0, confidence=0.0)  # random weights are sure of nothing
+SCHEDULE = Schedule(steps=12, batch=2, rate=1e-3, warmup=2, save=6, bf16=False, average=0.0)
+HEADS = {
+    "paper": {"dim": 32, "depth": 1, "heads": 2, "queries": 2},
+    "official": {"layers": 1, "heads": 2, "trunk_depth": 1, "trunk_heads": 2, "iterations": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def make_base(small_vggt):
+    """Makes bases with random weights, the same at every call."""
+
+    def make(form: str = "paper", **more) -> VGGT:
+        torch.manual_seed(0)
+        config = replace(
+            small_vggt,
+            heads_built=("camera", "depth", "point", "track", "wrist"),
+            ray_channels=0,
+            wrist_kind=form,
+            wrist=HEADS[form],
+            track={
+                "features": 8, "hidden": 16, "depth": 1, "heads": 2, "virtual": 4, "levels": 3,
+                "radius": 1, "iterations": 2,
+            },
+        )  # fmt: skip
+        base = VGGT(replace(config, **more)).eval()
+        base.prepare_from_scratch()
+        return base
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def episode(looking):
+    """Makes episodes of two anchors and a hand camera, 30x40, of random smooth pictures."""
+
+    def make(steps: int = 4, calibrated: bool = True, views: int = 2) -> Episode:
+        rng = np.random.default_rng(0)
+
+        def frames():
+            coarse = rng.integers(0, 255, (steps, 3, 4, 3), dtype=np.uint8)
+            return coarse.repeat(10, 1).repeat(10, 2)
+
+        K = np.array([[36.0, 0, 19.5], [0, 36, 14.5], [0, 0, 1]])
+        anchors = []
+        for i in range(views):
+            pose = looking([0.4, 0.7 - 1.4 * i, 0.6], [0.5, 0, 0])
+            known = (K, pose) if calibrated else (None, None)
+            anchors.append(View(f"observation/image_{i}", frames(), *known))
+        wrist = View("observation/wrist", frames(), K if calibrated else None)
+        eef = np.tile(np.eye(4), (steps, 1, 1))
+        eef[:, :3, 3] = [0.5, 0, 0.4]
+        above = looking([0.5, 0, 0.4], [0.52, 0, 0], up=(1, 0, 0))
+        mount = np.linalg.inv(eef[0]) @ np.linalg.inv(above) if calibrated else None
+        return Episode(Record("train", 0, 7), anchors, wrist=wrist, eef_pose=eef, wrist_mount=mount)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def rows(episode) -> Arrays:
+    return Arrays(wrist_rows(episode(), RECIPE))
+
+
+@pytest.fixture(scope="module")
+def bare_rows(episode) -> Arrays:
+    return Arrays(wrist_rows(episode(calibrated=False), RECIPE))
+
+
+@pytest.mark.parametrize(
+    ("name", "view", "size"),
+    [
+        ("paper", (180, 320), (518, 518)),
+        ("official", (180, 320), (294, 518)),
+        ("official", (480, 640), (392, 518)),
+        ("nano", (180, 320), (112, 196)),
+    ],
+)
+def test_sizes_follow_the_recipe(name, view, size):
+    assert training_size(RECIPES[name], *view) == size
+
+
+def test_rows_hold_pictures_and_what_is_known(rows, bare_rows, episode):
+    assert rows["images"].shape == (4, 2, 3, *SIZE) and rows["images"].dtype == np.uint8
+    assert rows["wrist"].shape == (4, 3, *SIZE)
+    # 40 x 30 pixels become 56 x 56, and the image's edges stay its edges.
+    K = rows["wrist_K"][0]
+    assert K[0, 0] == pytest.approx(36 * 56 / 40) and K[1, 1] == pytest.approx(36 * 56 / 30)
+    assert K[:2, 2] == pytest.approx([27.5, 27.5])
+    np.testing.assert_allclose(rows["K"][1, 1], K)
+    np.testing.assert_allclose(rows["wrist_pose"], episode().measured_wrist_pose(), rtol=1e-5)
+    assert rows["wrist_K_known"].all() and not bare_rows["wrist_K_known"].any()
+    for name in ("K", "pose", "wrist_pose"):
+        assert np.isfinite(rows[name]).all() and np.isnan(bare_rows[name]).all()
+    fov = 2 * np.degrees(np.arctan(28 / bare_rows["wrist_K"][0, 0, 0]))
+    assert fov == pytest.approx(RECIPE.wrist_hfov)
+    few = wrist_rows(episode(), RECIPE, views=1, every=3)
+    assert few["images"].shape[:2] == (2, 1)
+    np.testing.assert_array_equal(few["images"][1, 0], rows["images"][3, 0])
+
+
+def test_episodes_that_cannot_be_trained_on_are_refused(episode):
+    with pytest.raises(SourceError, match="record 7: has 1 usable anchor views, and 2 are trained"):
+        wrist_rows(episode(views=1), RECIPE, views=2)
+    blind = episode()
+    blind.wrist = None
+    with pytest.raises(SourceError, match="no recorded wrist view"):
+        wrist_rows(blind, RECIPE)
+
+
+def truth_of(batch, scale):
+    """The measured wrist as an encoding, in a network whose unit is 1 / scale metres."""
+    pose = relative(batch["wrist_pose"], batch["pose"][:, 0], scale)
+    return encode_pose(pose, batch["wrist_K"], SIZE)
+
+
+def some_points(batch, scale, n=20):
+    """Correspondences of points that the hand camera sees, as its true pose projects them."""
+    torch.manual_seed(5)
+    pose = relative(batch["wrist_pose"], batch["pose"][:, 0], scale)
+    seen = torch.rand(len(pose), n, 3) * 0.3 + torch.tensor([-0.15, -0.15, 0.3])
+    points = (seen * scale[:, None, None] - pose[:, None, :3, 3]) @ pose[:, :3, :3]
+    pixels, _ = project(points, batch["wrist_K"], pose)
+    return Correspondences(points, pixels, torch.ones(len(pose), n, dtype=torch.bool))
+
+
+EVERY = WristSettings(translation=1.0, rotation=1.0, fov=1.0, camera=1.0)
+
+
+def test_the_truth_costs_nothing_in_the_networks_units(rows):
+    batch = wrist_batch(rows, np.arange(2))
+    scale = torch.tensor([2.5, 0.4])
+    cameras = encode_pose(relative(batch["pose"], batch["pose"][:, 0], scale), batch["K"], SIZE)
+    torch.testing.assert_close(network_scale(cameras, batch["pose"]), scale)
+    assert network_scale(cameras, batch["pose"], metric=True).tolist() == [1, 1]
+    truth, found = truth_of(batch, scale), some_points(batch, scale)
+    losses = wrist_losses(truth[None], cameras[None], batch, found, scale, SIZE, EVERY)
+    assert {"wrist_translation", "wrist_rotation", "wrist_fov", "camera", "spc"} <= losses.keys()
+    assert losses["loss"] < 1e-3 and losses["front_share"] == 1
+    flipped = truth.clone()
+    flipped[:, 3:7] *= -1  # the same rotation
+    assert (
+        wrist_losses(flipped[None], cameras[None], batch, found, scale, SIZE, EVERY)["loss"] < 1e-3
+    )
+    # In metres the translation would be off.
+    off = wrist_losses(truth[None], None, batch, found, torch.ones(2), SIZE, EVERY)
+    assert off["wrist_translation"] > 0.1 and off["wrist_rotation"] < 1e-3
+
+
+def test_l1_terms_are_weighted_by_iteration(rows):
+    batch, scale = wrist_batch(rows, np.arange(1)), torch.ones(1)
+    truth, found = truth_of(batch, scale), some_points(batch, scale)
+    off = truth + torch.tensor([0.3, 0, 0, 0, 0, 0, 0, 0.1, 0.2])
+    settings = WristSettings(spc=2.0, translation=3.0, fov=10.0, gamma=0.5)
+    got = wrist_losses(torch.stack([off, truth]), None, batch, found, scale, SIZE, settings)
+    assert got["wrist_translation"].item() == pytest.approx(0.5 * 0.1, rel=1e-4)
+    assert got["wrist_fov"].item() == pytest.approx(0.5 * 0.15, rel=1e-4)
+    assert got["loss"].item() == pytest.approx(3 * 0.05 + 10 * 0.075, rel=1e-3)
+    # SPC is of the last iteration alone.
+    other = wrist_losses(torch.stack([truth, off]), None, batch, found, scale, SIZE, settings)
+    assert got["spc"] < 1e-6 < other["spc"]
+    expected = 2 * other["spc"] + 3 * other["wrist_translation"] + 10 * other["wrist_fov"]
+    assert other["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_rows_without_calibration_have_no_say_in_l1_and_leave_gradients_whole(rows):
+    batch, scale = wrist_batch(rows, np.arange(2)), torch.ones(2)
+    found = some_points(batch, scale)
+    found.valid[1] = False
+    start = truth_of(batch, scale) + 0.1
+    cameras = encode_pose(relative(batch["pose"], batch["pose"][:, 0], scale), batch["K"], SIZE)
+    cameras = (cameras + 0.1)[None].requires_grad_()
+    for name in ("K", "pose", "wrist_pose"):
+        batch[name][1] = float("nan")
+    scale[1] = float("nan")
+    settings = replace(EVERY, fov=0.0)
+    encoding = start[None].clone().requires_grad_()
+    both = wrist_losses(encoding, cameras, batch, found, scale, SIZE, settings)
+    both["loss"].backward()
+    assert encoding.grad.isfinite().all() and encoding.grad[0, 0].abs().max() > 0
+    assert cameras.grad.isfinite().all() and not cameras.grad[0, 1].any()
+    assert not encoding.grad[0, 1].any()
+    one = {name: value[:1] for name, value in batch.items()}
+    first = Correspondences(found.points[:1], found.pixels[:1], found.valid[:1])
+    alone = wrist_losses(start[None, :1], cameras[:, :1], one, first, scale[:1], SIZE, settings)
+    torch.testing.assert_close(both["loss"], alone["loss"])
+
+
+def test_the_scale_is_unknown_with_one_anchor_or_none_measured(rows):
+    batch = wrist_batch(rows, np.arange(1))
+    assert network_scale(torch.zeros(1, 1, 9), batch["pose"][:, :1]).isnan().all()
+    assert network_scale(None, batch["pose"]).isnan().all()
+    assert network_scale(torch.zeros(1, 2, 9), batch["pose"] * torch.nan).isnan().all()
+
+
+def test_autocast_changes_no_loss(rows):
+    batch, scale = wrist_batch(rows, np.arange(2)), torch.full((2,), 1.7)
+    start, found = truth_of(batch, scale) + 0.05, some_points(batch, scale)
+    plain = wrist_losses(start[None], None, batch, found, scale, SIZE, EVERY)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = wrist_losses(start[None], None, batch, found, scale, SIZE, EVERY)
+    assert all(torch.equal(plain[name], cast[name]) for name in plain)
+
+
+def test_pixel_errors_are_of_what_is_in_front():
+    K = torch.tensor([[[10.0, 0, 5], [0, 10, 5], [0, 0, 1]]])
+    points = torch.tensor([[[0.0, 0, 1], [1, 0, 2], [0, 0, -1], [0, 0, 1]]])
+    pixels = torch.tensor([[[5.0, 5], [13, 9], [5, 5], [90, 90]]])
+    valid = torch.tensor([[True, True, True, False]])
+    errors, front = pixel_errors(Correspondences(points, pixels, valid), K, torch.eye(4)[None])
+    assert errors.tolist() == pytest.approx([0, 5]) and front.item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("form", "matching"),
+    [
+        ("paper", ANY),
+        ("official", ANY),
+        ("official", replace(ANY, lift="depth", known_cameras=True)),
+    ],
+)
+def test_gradients_reach_what_is_trained_alone(make_base, rows, form, matching):
+    base = make_base(form)
+    base.requires_grad_(False)
+    settings = replace(SETTINGS[form], matching=matching)
+    module = WristTraining(base, settings.camera > 0)
+    kept = {"wrist_head"} | ({"camera_head"} if form == "official" else set())
+    assert {name.split(".")[0] for name in module.state_dict()} == kept
+    batch = wrist_batch(rows, np.arange(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens, found, scale = observe(base, batch, settings)
+        encodings, cameras = module(tokens.float())
+        assert encodings.dtype == torch.float32
+        losses = wrist_losses(encodings, cameras, batch, found, scale, SIZE, settings)
+    assert ("camera" in losses) == (form == "official") and scale.isfinite().all()
+    losses["loss"].backward()
+    got = {name.split(".")[0] for name, p in base.named_parameters() if p.grad is not None}
+    assert got == kept
+    assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+    assert any(p.grad.any() for p in base.wrist_head.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("form", ["paper", "official"])
+def test_recomputing_layers_changes_no_gradient(make_base, form):
+    tokens, found = torch.randn(2, 2, 9, 64), []
+    for recompute in (False, True):
+        base = make_base(form)
+        module = WristTraining(base, camera=False).train()
+        if recompute:
+            module.enable_gradient_checkpointing()
+        head, calls = base.wrist_head, []
+        layers = head.decoder.layers if form == "paper" else head.token_aggregation_layers
+        layers[0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(1)  # dropout
+        encodings, _ = module(tokens)
+        encodings.square().sum().backward()
+        found.append([p.grad for p in module.parameters() if p.grad is not None])
+        assert len(calls) == 1 + recompute
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+def lines_of(folder):
+    text = (folder / "reconstruction" / "log.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("form", ["paper", "official"])
+def test_training_changes_the_trained_heads_alone_and_its_file_brings_them_back(
+    make_base, rows, tmp_path, form
+):
+    base = make_base(form)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    settings = replace(SETTINGS[form], matching=ANY, camera_rate=1e-3)
+    schedule = replace(SCHEDULE, steps=20, save=10)
+    said = []
+    path = train_wrist(
+        rows, base, schedule, tmp_path, form=form, settings=settings, base_sha256="ab" * 32,
+        validation=rows, say=said.append,
+    )  # fmt: skip
+    checks = [line["validation"] for line in lines_of(tmp_path) if "validation" in line]
+    assert len(checks) == 2 and not said
+    assert {"wrist_deg", "wrist_cm", "reprojection_px", "front_share"} <= checks[-1].keys()
+    trained = ("wrist_head", "camera_head") if form == "official" else ("wrist_head",)
+    changed = {
+        k.split(".")[0] for k, v in base.state_dict().items() if not torch.equal(v, before[k])
+    }
+    assert changed == set(trained)
+
+    header = read_config(path)
+    assert header["heads"] == sorted(name.removesuffix("_head") for name in trained)
+    assert header["wrist"] == HEADS[form] and header["base_sha256"] == "ab" * 32
+    fov = 2 * np.arctan(28 / rows["wrist_K"][0, [1, 0], [1, 0]])
+    assert header["wrist_fov"] == pytest.approx(fov, rel=1e-4)
+    again = make_base(form)
+    load_wrist(path, again, base_sha256="ab" * 32)
+    assert all(torch.equal(v, base.state_dict()[k]) for k, v in again.state_dict().items())
+    found = validate_wrist(again, rows, settings)
+    assert found == pytest.approx(checks[-1], rel=1e-3)
+
+
+@pytest.mark.parametrize("form", ["paper", "official"])
+def test_a_killed_run_goes_on_to_the_same_weights(make_base, rows, tmp_path, form, monkeypatch):
+    settings = replace(SETTINGS[form], matching=ANY)
+
+    def run(folder):
+        return train_wrist(rows, make_base(form), SCHEDULE, folder, form=form, settings=settings)
+
+    whole = run(tmp_path / "whole").read_bytes()
+    from wristaugment.augment import train_wrist as module
+
+    real, calls = module.observe, []
+
+    def dies(*args):
+        calls.append(args)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "observe", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed")
+    torch.manual_seed(99)  # nothing may depend on what was drawn before
+    assert run(tmp_path / "killed").read_bytes() == whole
+
+
+def test_the_camera_head_learns_at_its_own_rate(make_base, rows, tmp_path):
+    settings = replace(SETTINGS["official"], matching=ANY, camera_rate=0.0)
+    base = make_base("official")
+    before = {k: v.clone() for k, v in base.camera_head.state_dict().items()}
+    train_wrist(
+        rows, base, replace(SCHEDULE, steps=3), tmp_path, form="official", settings=settings
+    )
+    assert all(torch.equal(v, before[k]) for k, v in base.camera_head.state_dict().items())
+
+
+def test_data_without_calibration_train_on_spc_and_say_so(make_base, bare_rows, tmp_path):
+    said, base = [], make_base("official")
+    settings = replace(SETTINGS["official"], matching=ANY, rotation=1.0)
+    path = train_wrist(
+        bare_rows, base, replace(SCHEDULE, steps=2), tmp_path, form="official",
+        settings=settings, say=said.append,
+    )  # fmt: skip
+    assert read_config(path)["heads"] == ["wrist"]
+    text = "\n".join(said)
+    assert "no intrinsics of the hand camera on 100%" in text
+    assert "the camera head stays as it is" in text and "rotation is left out" in text
+    found = validate_wrist(base, bare_rows, settings)
+    assert "wrist_deg" not in found and "matched" in found
+
+
+def test_an_official_training_starts_from_the_bases_head_and_a_paper_one_anew(
+    make_base, rows, tmp_path
+):
+    still = replace(SCHEDULE, steps=1, rate=0.0)
+    for form, same in (("official", True), ("paper", False)):
+        base = make_base(form)
+        before = {k: v.clone() for k, v in base.wrist_head.state_dict().items()}
+        settings = replace(SETTINGS[form], matching=ANY, camera=0.0)
+        train_wrist(rows, base, still, tmp_path / form, form=form, settings=settings)
+        after = base.wrist_head.state_dict()
+        assert all(torch.equal(v, after[k]) for k, v in before.items()) == same
+    path, base = tmp_path / "paper" / "reconstruction.safetensors", make_base("paper")
+    train_wrist(
+        rows, base, replace(still, seed=5), tmp_path / "more", form="paper", initial=path,
+        settings=replace(SETTINGS["paper"], matching=ANY),
+    )  # fmt: skip
+    assert (tmp_path / "more" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def trained(make_base, rows, tmp_path_factory):
+    settings = replace(SETTINGS["paper"], matching=ANY)
+    return train_wrist(
+        rows, make_base(), replace(SCHEDULE, steps=1), tmp_path_factory.mktemp("trained"),
+        form="paper", settings=settings, base_sha256="ab" * 32,
+    )  # fmt: skip
+
+
+def test_a_file_of_another_network_is_refused(make_base, trained, tmp_path):
+    with pytest.raises(WeightsError, match="of the form paper, and the recipe's is official"):
+        load_wrist(trained, make_base("official"))
+    with pytest.raises(WeightsError, match=r"sha256 abababababab, and this one's is cdcdcdcdcdcd"):
+        load_wrist(trained, make_base(), base_sha256="cd" * 32)
+    wider = make_base(wrist={**HEADS["paper"], "queries": 3})
+    before = wider.wrist_head.wrist_queries.clone()
+    with pytest.raises(WeightsError, match=r"of another shape: .*wrist_queries") as caught:
+        load_wrist(trained, wider)
+    assert "\n" not in str(caught.value) and torch.equal(before, wider.wrist_head.wrist_queries)
+    with pytest.raises(WeightsError, match="no such weights file"):
+        load_wrist(tmp_path / "none.safetensors", make_base())
+    nano = RECIPES["nano"]
+    from wristaugment.augment.recipe import weight_files
+
+    with pytest.raises(WeightsError, match="is not a trained wrist head"):
+        load_wrist(weight_files(nano)[0], make_base())
+
+
+def test_a_base_that_cannot_be_trained_is_refused(make_base, rows, tmp_path):
+    with pytest.raises(ValueError, match="paper or official; found nano"):
+        train_wrist(rows, make_base(), SCHEDULE, tmp_path, form="nano")
+    with pytest.raises(ValueError, match="the official wrist head is trained; this one's is paper"):
+        train_wrist(rows, make_base(), SCHEDULE, tmp_path, form="official")
+    without = make_base("official", heads_built=("camera", "track", "wrist"))
+    with pytest.raises(ValueError, match="needs the point head as well"):
+        train_wrist(rows, without, SCHEDULE, tmp_path, form="official")
+    assert not list(tmp_path.iterdir())

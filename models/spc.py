@@ -77,6 +77,7 @@ def spc_loss(
         # through 0 * inf, neither forward nor backward.
         points = torch.where(valid[..., None], points, torch.zeros_like(points))
         pixels = torch.where(valid[..., None], pixels, torch.zeros_like(pixels))
+        K = torch.where(valid.any(1)[:, None, None], K, torch.zeros_like(K))
         camera = transform(pose, points)
         z = camera[..., 2]
         front, back = valid & (z > 0), valid & (z <= 0)

@@ -169,3 +169,86 @@ def test_half_precision_inputs_are_computed_in_full():
     rounded = points.bfloat16().float(), pixels, valid, K, shifted(x=0.02).bfloat16().float()
     assert half.loss.dtype == torch.float32
     assert torch.equal(half.loss, spc_loss(*rounded, SIZE).loss)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_samples_of_a_batch_have_their_own_camera(form):
+    cameras = torch.tensor(
+        [[[70.0, 0, 40], [0, 70, 30], [0, 0, 1]], [[50.0, 0, 31], [0, 90, 37], [0, 0, 1]]]
+    )
+    points = torch.cat([scene(1)[0], scene(2)[0]])
+    truth = torch.cat([shifted(z=0.2), shifted(x=-0.3)])
+    pixels, z = project(points, cameras, truth)
+    valid = torch.ones(2, 40, dtype=torch.bool)
+    assert (z > 0).all()
+    assert spc_loss(points, pixels, valid, cameras, truth, SIZE, form=form).loss < 1e-5
+    swapped = spc_loss(points, pixels, valid, cameras.flip(0), truth, SIZE, form=form)
+    assert swapped.loss > 1e-3
+    # The means are over the points of all samples, however they are spread.
+    pose = torch.cat([shifted(z=-1.4), shifted(x=0.1)])
+    valid[0, ::3] = False
+    found = spc_loss(points, pixels, valid, cameras, pose, SIZE, form=form)
+    parts = [
+        spc_loss(points[i:j], pixels[i:j], valid[i:j], cameras[i:j], pose[i:j], SIZE, form=form)
+        for i, j in ((0, 1), (1, 2))
+    ]
+    counts = [valid[i].sum() for i in range(2)]
+    front = [n * part.front_share for n, part in zip(counts, parts, strict=True)]
+    weights = counts if form == "official" else front
+    expected = sum(n * part.reprojection for n, part in zip(weights, parts, strict=True))
+    torch.testing.assert_close(found.reprojection, expected / sum(weights))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_sample_that_nothing_is_known_of_has_no_say(form):
+    points, pixels, valid = (x.repeat(2, *[1] * (x.ndim - 1)) for x in scene())
+    cameras = K.repeat(2, 1, 1)
+    points[1] = pixels[1] = cameras[1] = float("nan")
+    valid[1] = False
+    pose = shifted(z=-1.4, x=0.05).repeat(2, 1, 1).requires_grad_()
+    found = spc_loss(points, pixels, valid, cameras, pose, SIZE, form=form)
+    found.loss.backward()
+    alone = spc_loss(*scene(), K, pose[:1], SIZE, form=form)
+    torch.testing.assert_close(found.loss, alone.loss)
+    assert pose.grad.isfinite().all() and pose.grad[0].any() and not pose.grad[1].any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("z", [-1.4, -5.0, -1.0])
+def test_a_small_step_down_the_gradient_lowers_the_loss(form, z):
+    inputs, pose = (*scene(), K), shifted(z=z, x=0.1).requires_grad_()
+    before = spc_loss(*inputs, pose, SIZE, form=form)
+    (gradient,) = torch.autograd.grad(before.loss, pose)
+    step = pose.detach() - 1e-4 * gradient / gradient.norm()
+    after = spc_loss(*inputs, step, SIZE, form=form)
+    assert after.loss < before.loss
+    if before.front_share == 0:  # all behind: towards the front, which is where z grows
+        assert gradient[0, 2, 3] < 0 and after.behind < before.behind
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_agrees_with_finite_differences_closer_than_near(form):
+    points, pixels, valid, intrinsics = in_double(*scene(n=6), K)
+    points[..., 2] = torch.tensor([0.002, 0.004, 0.006, 0.008, -0.002, 0.5], dtype=torch.float64)
+    pose = shifted(x=0.03).double().requires_grad_()
+
+    def loss(pose):
+        return spc_loss(points, pixels, valid, intrinsics, pose, SIZE, form=form).loss
+
+    assert torch.autograd.gradcheck(loss, (pose,), eps=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_square_overflows_in_half_precision(dtype):
+    points, pixels, valid = scene()
+    large = K * torch.tensor([20.0, 20, 1])[:, None]  # errors of 500 pixels, squares of 250,000
+    poses = [shifted(x=0.4).requires_grad_() for _ in range(2)]
+    with torch.autocast("cpu", dtype):
+        found = spc_loss(points.to(dtype), pixels, valid, large, poses[0], SIZE, form="paper")
+    found.loss.backward()
+    assert found.loss.dtype == torch.float32 and found.loss > 65504
+    rounded = points.to(dtype).float()
+    expected = spc_loss(rounded, pixels, valid, large, poses[1], SIZE, form="paper")
+    expected.loss.backward()
+    assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(poses[0].grad, poses[1].grad) and poses[0].grad.isfinite().all()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from wristaugment.models import track
 from wristaugment.models.track import (
     Tracker,
     TrackHead,
@@ -47,6 +48,23 @@ def test_correlation_agrees_with_a_plain_loop():
                         assert found[0, s, n, level, i, j].item() == pytest.approx(
                             expected, abs=1e-5
                         )
+
+
+def test_correlation_in_parts_is_the_same(monkeypatch):
+    torch.manual_seed(1)
+    maps, features = torch.randn(2, 3, 4, 6, 8), torch.randn(2, 3, 7, 4)
+    pyramid = [maps, torch.nn.functional.avg_pool2d(maps.flatten(0, 1), 2).unflatten(0, (2, 3))]
+    places, sizes = torch.rand(2, 3, 7, 2) * torch.tensor([7.0, 5]), []
+    whole = correlate(pyramid, features, places, 1)
+    monkeypatch.setattr(track, "SIMILARITIES", 2 * 3 * 48 * 2)  # two points at a time
+
+    def noted(maps, *rest):
+        sizes.append(len(maps))
+        return sample(maps, *rest)
+
+    monkeypatch.setattr(track, "sample", noted)
+    torch.testing.assert_close(correlate(pyramid, features, places, 1), whole)
+    assert max(sizes) == 2 * 3 * 2
 
 
 def test_samples_outside_are_zero_or_the_border():

@@ -28,10 +28,10 @@ from wristaugment.augment.wrist_losses import (
     wrist_losses,
 )
 from wristaugment.models.checkpoints import read_config
-from wristaugment.models.correspond import Correspondences, Matching
+from wristaugment.models.correspond import Correspondences, Matching, query_grid
 from wristaugment.models.errors import WeightsError
-from wristaugment.models.geometry import encode_pose, project
-from wristaugment.models.vggt import VGGT
+from wristaugment.models.geometry import encode_pose, project, transform
+from wristaugment.models.vggt import VGGT, Geometry
 from wristaugment.readers.episode import Episode, Record, View
 from wristaugment.readers.errors import SourceError
 
@@ -285,11 +285,11 @@ def test_recomputing_layers_changes_no_gradient(make_base, form):
     for recompute in (False, True):
         base = make_base(form)
         module = WristTraining(base, camera=False).train()
-        if recompute:
-            module.enable_gradient_checkpointing()
         head, calls = base.wrist_head, []
         layers = head.decoder.layers if form == "paper" else head.token_aggregation_layers
-        layers[0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        layers[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        if recompute:
+            module.enable_gradient_checkpointing()
         torch.manual_seed(1)  # dropout
         encodings, _ = module(tokens)
         encodings.square().sum().backward()
@@ -297,6 +297,68 @@ def test_recomputing_layers_changes_no_gradient(make_base, form):
         assert len(calls) == 1 + recompute
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(plain, again)
+
+
+class Seeing(VGGT):
+    """A base that sees the bare table z = 0 as it is, in a unit of its own: 1.7 to the metre."""
+
+    scale = 1.7
+
+    def know(self, rows: Arrays) -> "Seeing":
+        """Take the cameras, which are the same in every row."""
+        self.batch = wrist_batch(rows, np.arange(1))
+        self.tokens = torch.randn(2, 21, 64, generator=torch.Generator().manual_seed(1))
+        return self
+
+    def aggregate(self, images, rays=None):
+        return {self.last: self.tokens.expand(len(images), -1, -1, -1)}  # one picture suffices
+
+    def table(self, K, pose, pixels):
+        """What pixels [N, 2] of a measured camera see, [N, 3] in the robot's base, metres."""
+        rays = torch.cat([pixels, torch.ones(len(pixels), 1)], -1) @ torch.linalg.inv(K).T
+        along, eye = rays @ pose[:3, :3], -pose[:3, 3] @ pose[:3, :3]
+        return eye - along * (eye[2] / along[:, 2:])
+
+    def forward(self, images, *, query_points=None, heads=None, tokens=None):
+        b, out = self.batch, Geometry()
+        K, pose = b["K"][0], b["pose"][0]
+        if "camera" in heads:
+            seen = relative(b["pose"], b["pose"][:, 0], torch.tensor([self.scale]))
+            out.cameras = encode_pose(seen, b["K"], SIZE).expand(1, len(images), -1, -1)
+        if "point" in heads:
+            grid = query_grid(SIZE, SIZE)
+            found = [
+                self.scale * transform(pose[0], self.table(K[s], pose[s], grid))
+                for s in range(len(pose))
+            ]
+            points = torch.stack(found).view(1, len(pose), *SIZE, 3)
+            out.points = points.expand(len(images), -1, -1, -1, -1)
+        if "track" in heads:
+            places = self.table(b["wrist_K"][0], b["wrist_pose"][0], query_points[0])
+            tracks = [
+                query_points[0],
+                *(project(places, *camera)[0] for camera in zip(K, pose, strict=True)),
+            ]
+            out.tracks = torch.stack(tracks).expand(1, len(images), -1, -1, -1)
+            out.visibility = torch.full(out.tracks.shape[1:-1], 0.9)
+            out.tracks_confidence = out.visibility
+        return out
+
+
+@pytest.mark.parametrize("form", ["paper", "official"])
+def test_spc_alone_finds_the_wrist_where_tracks_and_points_are_true(
+    make_base, rows, tmp_path, form
+):
+    base = Seeing(make_base(form).config).know(rows)
+    base.prepare_from_scratch()
+    settings = WristSettings(spc_form=SETTINGS[form].spc_form, matching=Matching(grid=(8, 8)))
+    schedule = replace(SCHEDULE, steps=300, rate=3e-3, save=100, average=0.9)
+    train_wrist(rows, base, schedule, tmp_path, form=form, settings=settings, validation=rows)
+    first, *_, last = (line["validation"] for line in lines_of(tmp_path) if "validation" in line)
+    assert last["matched"] > 0.9 and last["front_share"] == 1
+    assert last["reprojection_px"] < 3 and first["reprojection_px"] > 2 * last["reprojection_px"]
+    # Nobody told it a pose, nor how long a metre is.
+    assert last["wrist_deg"] < 6 and last["wrist_cm"] < 6
 
 
 def lines_of(folder):

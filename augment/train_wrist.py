@@ -15,7 +15,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..models.aggregator import PATCH
 from ..models.checkpoints import mismatch, read_config, save_weights
 from ..models.correspond import correspond, read_heads
 from ..models.errors import WeightsError
@@ -41,16 +40,6 @@ from .wrist_losses import (
     wrist_intrinsics,
     wrist_losses,
 )
-
-
-def training_size(recipe: Recipe, height: int, width: int) -> tuple[int, int]:
-    """The (h, w) that views of `height` x `width` are resized to, by the recipe's rule."""
-    if recipe.resize == "square":
-        return recipe.side, recipe.side
-    if recipe.resize == "width":
-        rows = max(1, round(recipe.side * height / width / PATCH))
-        return rows * PATCH, recipe.side
-    return network_size(height, width, recipe.pixels)
 
 
 def _resized(frames: np.ndarray, size: tuple[int, int], part: int = 32) -> np.ndarray:
@@ -108,7 +97,7 @@ def wrist_rows(
             todo="leave the episode out, or train on fewer views",
         )
     anchors = episode.anchors[:views]
-    size = training_size(recipe, *anchors[0].size)
+    size = network_size(*anchors[0].size, recipe)
     steps = np.arange(0, episode.length, every)
     T = len(steps)
     K = np.full((T, views, 3, 3), np.nan, np.float32)
@@ -314,7 +303,7 @@ def _header(
     fov = [2 * np.arctan(side / 2 / np.median(K[:, i, i])) for side, i in ((H, 1), (W, 0))]
     return {
         "form": form,
-        "heads": sorted(name.removesuffix("_head") for name, _ in module.named_children()),
+        "trained": sorted(name.removesuffix("_head") for name, _ in module.named_children()),
         "wrist_kind": base.config.wrist_kind,
         "wrist": base.config.wrist,
         "dim": base.config.dim,
@@ -346,7 +335,7 @@ def load_wrist(path: Path, network: VGGT, *, base_sha256: str = "") -> dict:
     def refuse(found: str, todo: str = "train it again, or name another --weights"):
         return WeightsError(f"{path}: {found}; {todo}")
 
-    if not {"wrist_kind", "wrist", "heads", "base_sha256"} <= config.keys():
+    if not {"wrist_kind", "wrist", "trained", "base_sha256"} <= config.keys():
         raise refuse("is not a trained wrist head of the recipes paper and official")
     if network.wrist_head is None:
         raise ValueError("this VGGT was built without its wrist head; name it in heads_built")
@@ -364,10 +353,10 @@ def load_wrist(path: Path, network: VGGT, *, base_sha256: str = "") -> dict:
         )
     heads = {
         f"{name}_head": head
-        for name in config["heads"]
+        for name in config["trained"]
         if (head := getattr(network, f"{name}_head", None)) is not None
     }
-    left = tuple(f"{name}_head." for name in config["heads"] if f"{name}_head" not in heads)
+    left = tuple(f"{name}_head." for name in config["trained"] if f"{name}_head" not in heads)
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if not name.startswith(left)]  # noqa: SIM118
         state = {name: file.get_tensor(name) for name in names}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,6 @@ from ..models.vggt import VGGT, VGGTConfig
 from ..models.video_dit import VideoDiT, VideoDiTConfig
 from .recipe import Recipe
 from .weights import INDEX, Located, Part
-
-LORA = (".lora_A.", ".lora_B.")  # peft's names of the two factors
 
 
 def check_part(located: Located, part: Part) -> None:
@@ -51,9 +50,14 @@ def check_part(located: Located, part: Part) -> None:
         "vae": _check_vae,
         "prompt": _check_prompt,
         "image": _check_image,
-        "reconstruction": _check_reconstruction,
     }
-    if name == "generation":
+    if name == "reconstruction":
+        vggt = None
+        if "vggt" in located:
+            path = located["vggt"].path
+            vggt = vggt_config(path, heads_built=("wrist",), wrist_kind=recipe.form)
+        _check_reconstruction(recipe, part, vggt)
+    elif name == "generation":
         base = video_config(located["dit"].path, recipe.form) if "dit" in located else None
         _check_generation(recipe, part, base)
     else:
@@ -88,8 +92,9 @@ def recognise(shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any]) ->
         return "nano's generation; use --recipe nano"
     if config.get("ray_channels"):
         return "nano's reconstruction; use --recipe nano"
-    if config.get("form") or config.get("wrist_kind"):
-        form = config.get("form") or config["wrist_kind"]
+    sizes = config.get("sizes")
+    form = config.get("wrist_kind") or (sizes.get("form") if isinstance(sizes, dict) else None)
+    if form:
         return f"{form}'s, by its header; use --recipe {form}"
     if has("denoising_model."):
         return "the released video DiT of recipe official (VideoModel/video_dit_lora.safetensors)"
@@ -284,34 +289,36 @@ def _check_nano(recipe: Recipe, part: Part) -> None:
         _compare(part.path, shapes_of(meta(lambda: build(config))), file, header)
 
 
-def _own_header(recipe: Recipe, part: Part, kind: Any) -> Any:
-    """The configuration of a file from `wristaugment train`, made for this recipe's form."""
+def _own(recipe: Recipe, part: Part, form: str | None) -> None:
+    """WeightsError for a file of `wristaugment train` that was made for another recipe's form."""
+    if form == recipe.form:
+        return
     header = read_config(part.path)
     with open_state(part.path) as file:
         whose = recognise(file.shapes, header)
-    # What says how it was trained, beside the network's sizes, is the trainer's own.
-    known = {k: v for k, v in header.items() if k in kind.__dataclass_fields__}
-    form = header.get("form" if kind is VideoDiTConfig else "wrist_kind")
-    if form != recipe.form or header.get("ray_channels"):
-        raise WeightsError(
-            f"{part.path}: was not trained for recipe {recipe.name}"
-            + (f" but looks like {whose}" if whose else "")
-            + f"; give --weights the folder that `wristaugment train --recipe {recipe.name}` wrote"
-        )
-    return fitting(kind, part.path, known)
+    raise WeightsError(
+        f"{part.path}: was not trained for recipe {recipe.name}"
+        + (f" but looks like {whose}" if whose else "")
+        + f"; give --weights the folder that `wristaugment train --recipe {recipe.name}` wrote"
+    )
 
 
-def _check_reconstruction(recipe: Recipe, part: Part) -> None:
+def _check_reconstruction(recipe: Recipe, part: Part, base: VGGTConfig | None) -> None:
     """Heads of one's own training: the wrist head, and others that were trained with it."""
-    config = _own_header(recipe, part, VGGTConfig)
+    header = read_config(part.path)
+    _own(recipe, part, header.get("wrist_kind") if "trained" in header else None)
+    base = base or VGGTConfig()
+    sizes = {"wrist": header["wrist"], "wrist_kind": recipe.form, "dim": header.get("dim")}
+    if sizes["dim"] != base.dim:
+        raise WeightsError(
+            f"{part.path}: was trained on a VGGT of dim {sizes['dim']}; the one here has "
+            f"{base.dim}; give both of one training"
+        )
+    config = replace(base, heads_built=("camera", "wrist"), **sizes)
+    heads = tuple(f"{name}_head." for name in header["trained"])
     wanted = shapes_of(meta(lambda: VGGT(config)))
     with open_state(part.path) as file:
-        heads = {name.split(".")[0] for name in file.shapes} | {"wrist_head"}
-        _compare(
-            part.path,
-            {name: shape for name, shape in wanted.items() if name.split(".")[0] in heads},
-            file,
-        )
+        _compare(part.path, {k: v for k, v in wanted.items() if k.startswith(heads)}, file)
 
 
 def generation_config(recipe: Recipe, located: Located) -> VideoDiTConfig:
@@ -321,48 +328,29 @@ def generation_config(recipe: Recipe, located: Located) -> VideoDiTConfig:
         WeightsError: they cannot be read.
     """
     if "generation" in located:
-        return _own_header(recipe, located["generation"], VideoDiTConfig)
+        from ..models.lora import read_generation
+
+        return read_generation(located["generation"].path).sizes
     return video_config(located["dit"].path, recipe.form)
 
 
 def _check_generation(recipe: Recipe, part: Part, base: VideoDiTConfig | None) -> None:
     """A tuned video DiT: all of it, or LoRA factors with the new layers, on the public one."""
-    config = _own_header(recipe, part, VideoDiTConfig)
+    from ..models.lora import expected_shapes, read_generation
+
+    header = read_config(part.path)
+    sizes = header.get("sizes")
+    _own(recipe, part, sizes.get("form") if isinstance(sizes, dict) else None)
+    found = read_generation(part.path)
     if base is not None:
         for name in ("layers", "heads", "head_dim", "ffn_dim", "text_dim", "latent_channels"):
-            if getattr(config, name) != getattr(base, name):
+            if getattr(found.sizes, name) != getattr(base, name):
                 raise WeightsError(
-                    f"{part.path}: was trained on a video DiT with {name} {getattr(config, name)}; "
-                    f"the one here has {getattr(base, name)}; give both of one training"
+                    f"{part.path}: was trained on a video DiT with {name} "
+                    f"{getattr(found.sizes, name)}; the one here has {getattr(base, name)}; give "
+                    "both of one training"
                 )
-    wanted = shapes_of(meta(lambda: VideoDiT(config)))
+    network: Any = meta(lambda: VideoDiT(found.sizes))
+    wanted = expected_shapes(network, found)
     with open_state(part.path) as file:
-        factors = {k: v for k, v in file.shapes.items() if any(mark in k for mark in LORA)}
-        if factors:
-            _check_factors(part.path, factors, wanted)
-            new = ("dit.patch_embedding.", "tokens.")
-            kept = file.shapes.keys() - factors.keys()
-            wanted = {k: v for k, v in wanted.items() if k.startswith(new) or k in kept}
-        whole = StateFile(
-            file.path, {k: v for k, v in file.shapes.items() if k not in factors}, file.tensor
-        )
-        _compare(part.path, wanted, whole)
-
-
-def _check_factors(path: Path, factors: dict[str, list[int]], wanted: dict[str, list[int]]) -> None:
-    """WeightsError where LoRA factors are of layers that the network has not, or do not fit."""
-    pairs: dict[str, dict[str, list[int]]] = {}
-    for name, shape in factors.items():
-        mark = next(mark for mark in LORA if mark in name)
-        stem = name.split(mark)[0]
-        for prefix in ("base_model.model.", "transformer."):
-            stem = stem.removeprefix(prefix)
-        pairs.setdefault(stem, {})[mark] = shape
-    for stem, pair in pairs.items():
-        weight = wanted.get(f"{stem}.weight") or wanted.get(f"dit.{stem}.weight")
-        a, b = pair.get(LORA[0]), pair.get(LORA[1])
-        if weight is None or a is None or b is None or [b[0], a[1]] != weight or a[0] != b[1]:
-            raise WeightsError(
-                f"{path}: its LoRA factors of {stem} do not fit this video DiT "
-                f"({a} and {b} on {weight}); give the file that `wristaugment train` wrote for it"
-            )
+        _compare(part.path, {k: list(v) for k, v in wanted.items()}, file)

@@ -136,7 +136,7 @@ def read_heads(
     dtype = next(network.parameters()).dtype
     with torch.autocast(images.device.type, enabled=False):
         whole = {layer: value.to(dtype) for layer, value in tokens.items()}
-        return network(images, query_points=query_points, heads=heads, tokens=whole)
+        return network.read(whole, images, query_points=query_points, heads=heads)
 
 
 @torch.no_grad()

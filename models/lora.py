@@ -270,7 +270,7 @@ def load_generation(
         raise ValueError("this network has LoRA layers; merge them before others are put on")
     with safe_open(path, framework="pt") as file:
         shapes = {k: list(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
-    wrong = mismatch(_expected(network, found), shapes)
+    wrong = mismatch(expected_shapes(network, found), shapes)
     if wrong:
         raise WeightsError(f"{path}: not the weights of this network ({wrong}); train them again")
     if found.sizes.views != network.config.views:
@@ -292,7 +292,7 @@ def load_generation(
     return found
 
 
-def _expected(network: VideoDiT, found: Generation) -> dict[str, Sequence[int]]:
+def expected_shapes(network: VideoDiT, found: Generation) -> dict[str, Sequence[int]]:
     """{name: shape} that a file must have to fit a network that has no LoRA layers."""
     shapes: dict[str, Sequence[int]] = {}
     for name, parameter in network.named_parameters():

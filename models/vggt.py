@@ -164,10 +164,14 @@ class VGGT(nn.Module):
         tokens = self.aggregate(images, rays)
         return self.read(tokens, images, rays, priors, query_points=query_points, heads=heads)
 
+    @property
+    def last(self) -> int:
+        """The layer whose tokens the camera and wrist heads read."""
+        return self.config.depth - 1
+
     def aggregate(self, images: Tensor, rays: Tensor | None = None) -> dict[int, Tensor]:
         """Images [B, S, 3, H, W] -> the tokens [B, S, P, 2C] of the layers that heads read."""
-        keep = tuple(sorted({*self.config.layers, self.config.depth - 1}))
-        return self.aggregator(images, keep, rays)
+        return self.aggregator(images, tuple(sorted({*self.config.layers, self.last})), rays)
 
     def read(
         self,
@@ -182,7 +186,7 @@ class VGGT(nn.Module):
         """What the heads say of the tokens of `aggregate`; arguments as of `forward`."""
         wanted = self._wants(heads, query_points)
         size = (images.shape[-2], images.shape[-1])
-        last = self.config.depth - 1
+        last = self.last
         special = self.aggregator.special
         out = Geometry()
         if self.camera_head is not None and "camera" in wanted:

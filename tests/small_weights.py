@@ -181,7 +181,7 @@ def _paper(root: Path) -> None:
     wrist = {k: v for k, v in state.items() if k.startswith("wrist_head.")}
     config = {
         "form": "paper",
-        "heads": ["wrist"],
+        "trained": ["wrist"],
         "wrist_kind": "paper",
         "wrist": PAPER_WRIST,
         "dim": VGGT_SIZES["dim"],

@@ -8,12 +8,12 @@ import pytest
 import torch
 from wristaugment.augment.corpus import Arrays
 from wristaugment.augment.recipe import RECIPES
+from wristaugment.augment.reconstruct import network_size
 from wristaugment.augment.train_wrist import (
     WristTraining,
     load_wrist,
     observe,
     train_wrist,
-    training_size,
     validate_wrist,
     wrist_batch,
     wrist_rows,
@@ -116,7 +116,7 @@ def bare_rows(episode) -> Arrays:
     ],
 )
 def test_sizes_follow_the_recipe(name, view, size):
-    assert training_size(RECIPES[name], *view) == size
+    assert network_size(*view, RECIPES[name]) == size
 
 
 def test_rows_hold_pictures_and_what_is_known(rows, bare_rows, episode):
@@ -389,7 +389,7 @@ def test_training_changes_the_trained_heads_alone_and_its_file_brings_them_back(
     assert changed == set(trained)
 
     header = read_config(path)
-    assert header["heads"] == sorted(name.removesuffix("_head") for name in trained)
+    assert header["trained"] == sorted(name.removesuffix("_head") for name in trained)
     assert header["wrist"] == HEADS[form] and header["base_sha256"] == "ab" * 32
     fov = 2 * np.arctan(28 / rows["wrist_K"][0, [1, 0], [1, 0]])
     assert header["wrist_fov"] == pytest.approx(fov, rel=1e-4)
@@ -443,7 +443,7 @@ def test_data_without_calibration_train_on_spc_and_say_so(make_base, bare_rows, 
         bare_rows, base, replace(SCHEDULE, steps=2), tmp_path, form="official",
         settings=settings, say=said.append,
     )  # fmt: skip
-    assert read_config(path)["heads"] == ["wrist"]
+    assert read_config(path)["trained"] == ["wrist"]
     text = "\n".join(said)
     assert "no intrinsics of the hand camera on 100%" in text
     assert "the camera head stays as it is" in text and "rotation is left out" in text

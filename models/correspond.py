@@ -131,9 +131,11 @@ def read_heads(
 ) -> Geometry:
     """Run some heads in the precision of their weights, autocast or not.
 
-    Depths and points are exponentials, and tracks pixels: bfloat16 has too few digits for them.
+    Depths and points are exponentials, and tracks pixels: bfloat16 has too few digits for them. So
+    a network whose aggregator is in half precision should keep its heads in float32.
     """
-    dtype = next(network.parameters()).dtype
+    parts = [part for name in heads if (part := getattr(network, f"{name}_head")) is not None]
+    dtype = next(parts[0].parameters()).dtype if parts else images.dtype
     with torch.autocast(images.device.type, enabled=False):
         whole = {layer: value.to(dtype) for layer, value in tokens.items()}
         return network.read(whole, images, query_points=query_points, heads=heads)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..models.checkpoints import mismatch, read_config, save_weights
 from ..models.correspond import correspond, read_heads
 from ..models.errors import WeightsError
-from ..models.geometry import decode_pose, rescale_intrinsics, rotation_angle
+from ..models.geometry import decode_pose, project, rescale_intrinsics, rotation_angle
 from ..models.vggt import VGGT
 from ..models.wrist import WRIST_HEADS
 from ..readers.episode import Episode
@@ -165,7 +165,7 @@ def observe(base: VGGT, batch: Batch, settings: WristSettings):
         the last layer's tokens of the anchors, the correspondences, and the scale [B] (see
         `network_scale`).
     """
-    dtype = next(base.parameters()).dtype
+    dtype = next(base.aggregator.parameters()).dtype
     anchors, wrist = batch["images"].to(dtype), batch["wrist"].to(dtype)
     size = (anchors.shape[-2], anchors.shape[-1])
     heads = set(settings.matching.heads)
@@ -215,6 +215,13 @@ def _settle(
     if lacking:
         say(f"no wrist pose is measured: the L1 term on {' and '.join(lacking)} is left out")
         settings = replace(settings, **dict.fromkeys(lacking, 0.0))
+    scaled = settings.metric or (views > 1 and base.camera_head is not None)
+    if settings.translation > 0 and not scaled:
+        say(
+            "the scale of the network's world cannot be told without two anchors and the camera "
+            "head: the L1 term on translation is left out"
+        )
+        settings = replace(settings, translation=0.0)
     return settings
 
 
@@ -236,7 +243,8 @@ def train_wrist(
 
     Args:
         arrays: of `wrist_rows`.
-        base: with its weights, on its device; its heads are trained in place, all else is frozen.
+        base: with its weights, on its device; its heads are trained in place (in float32), all else
+            is frozen. Its aggregator may be in half precision, the other heads should not.
         form: "paper" or "official", which must be the base's `wrist_kind`.
         settings: default: those of the form (`SETTINGS`).
         base_sha256: of the file that the base was loaded from, for the header.
@@ -282,7 +290,8 @@ def train_wrist(
     average = train(module, losses, schedule, folder / "reconstruction", device=device.type, **more)
     module.load_state_dict(average.values)
     path = folder / RECONSTRUCTION
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if alone or torch.distributed.get_rank() == 0:
         header = _header(base, module, arrays, form, settings, base_sha256)
         save_weights(path, module, header, dtype=torch.float32)
     return path
@@ -438,3 +447,31 @@ def validate_wrist(
         for name, value in joined.items()
         if len(value)
     }
+
+
+@torch.no_grad()
+def show_matches(
+    base: VGGT, arrays: Arrays, settings: WristSettings, *, row: int = 0, bf16: bool = False
+) -> dict[str, np.ndarray]:
+    """The wrist picture of a row with its correspondences: green where the tracks say that points
+    are, red where the predicted pose puts them; [H, W, 3] uint8 by name, for logs."""
+    assert base.wrist_head is not None
+    device = next(base.parameters()).device
+    b = wrist_batch(arrays, np.array([row]), device)
+    H, W = b["wrist"].shape[-2:]
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        tokens, found, _ = observe(base, b, settings)
+        encoding = base.wrist_head(tokens.to(next(base.wrist_head.parameters()).dtype))[-1].float()
+    pose, _ = decode_pose(encoding, (H, W))
+    places, z = project(found.points, wrist_intrinsics(b, (H, W), settings), pose)
+    picture = (b["wrist"][0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
+    counts = found.valid[0]
+    marks = (((0, 255, 0), found.pixels[0], counts), ((255, 0, 0), places[0], counts & (z[0] > 0)))
+    reach = max(0, W // 256)
+    for color, where, shown in marks:
+        for x, y in where[shown].clamp(-1e6, 1e6).round().long().tolist():
+            if 0 <= x < W and 0 <= y < H:
+                picture[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1] = (
+                    color
+                )
+    return {"wrist_matches": picture}

@@ -13,6 +13,7 @@ from wristaugment.augment.train_wrist import (
     WristTraining,
     load_wrist,
     observe,
+    show_matches,
     train_wrist,
     validate_wrist,
     wrist_batch,
@@ -22,6 +23,7 @@ from wristaugment.augment.training import Schedule
 from wristaugment.augment.wrist_losses import (
     SETTINGS,
     WristSettings,
+    measured_cameras,
     network_scale,
     pixel_errors,
     relative,
@@ -30,7 +32,7 @@ from wristaugment.augment.wrist_losses import (
 from wristaugment.models.checkpoints import read_config
 from wristaugment.models.correspond import Correspondences, Matching, query_grid
 from wristaugment.models.errors import WeightsError
-from wristaugment.models.geometry import encode_pose, project, transform
+from wristaugment.models.geometry import decode_pose, encode_pose, project, transform
 from wristaugment.models.vggt import VGGT, Geometry
 from wristaugment.readers.episode import Episode, Record, View
 from wristaugment.readers.errors import SourceError
@@ -232,6 +234,20 @@ def test_the_scale_is_unknown_with_one_anchor_or_none_measured(rows):
     assert network_scale(torch.zeros(1, 2, 9), batch["pose"] * torch.nan).isnan().all()
 
 
+def test_cameras_are_the_measured_ones_where_the_scale_is_known(rows):
+    batch, scale = wrist_batch(rows, np.arange(3)), torch.tensor([2.0, 2.0, torch.nan])
+    batch["K"][1] = batch["pose"][1] = float("nan")
+    guess = torch.tensor([0.1, 0.2, 0.3, 0, 0, 0, 1, 1.0, 1.2]).expand(3, 2, -1)
+    K, pose = measured_cameras(batch, guess, scale, SIZE)
+    torch.testing.assert_close(K[0], batch["K"][0])
+    apart = (batch["pose"][0, 1] @ torch.linalg.inv(batch["pose"][0, 0]))[:3, 3]
+    torch.testing.assert_close(pose[0, 1, :3, 3], 2 * apart)
+    torch.testing.assert_close(pose[0, 0], torch.eye(4), rtol=0, atol=1e-5)
+    predicted = decode_pose(guess[1:], SIZE)
+    torch.testing.assert_close(pose[1:], predicted[0])
+    torch.testing.assert_close(K[1:], predicted[1])
+
+
 def test_autocast_changes_no_loss(rows):
     batch, scale = wrist_batch(rows, np.arange(2)), torch.full((2,), 1.7)
     start, found = truth_of(batch, scale) + 0.05, some_points(batch, scale)
@@ -352,13 +368,18 @@ def test_spc_alone_finds_the_wrist_where_tracks_and_points_are_true(
     base = Seeing(make_base(form).config).know(rows)
     base.prepare_from_scratch()
     settings = WristSettings(spc_form=SETTINGS[form].spc_form, matching=Matching(grid=(8, 8)))
-    schedule = replace(SCHEDULE, steps=300, rate=3e-3, save=100, average=0.9)
+    schedule = replace(SCHEDULE, steps=250, batch=1, rate=5e-3, save=50, average=0.9)
     train_wrist(rows, base, schedule, tmp_path, form=form, settings=settings, validation=rows)
     first, *_, last = (line["validation"] for line in lines_of(tmp_path) if "validation" in line)
     assert last["matched"] > 0.9 and last["front_share"] == 1
     assert last["reprojection_px"] < 3 and first["reprojection_px"] > 2 * last["reprojection_px"]
     # Nobody told it a pose, nor how long a metre is.
-    assert last["wrist_deg"] < 6 and last["wrist_cm"] < 6
+    assert last["wrist_deg"] < 8 and last["wrist_cm"] < 8
+    picture = show_matches(base, rows, settings)["wrist_matches"]
+    red = np.argwhere((picture == (255, 0, 0)).all(-1))
+    assert picture.shape == (*SIZE, 3) and 32 < len(red) <= 2 * 64
+    queries = query_grid(SIZE, (8, 8)).flip(-1).numpy()
+    assert (np.abs(red[:, None] - queries).sum(-1).min(1) < 12).all()
 
 
 def lines_of(folder):
@@ -434,6 +455,35 @@ def test_the_camera_head_learns_at_its_own_rate(make_base, rows, tmp_path):
         rows, base, replace(SCHEDULE, steps=3), tmp_path, form="official", settings=settings
     )
     assert all(torch.equal(v, before[k]) for k, v in base.camera_head.state_dict().items())
+
+
+def test_an_aggregator_in_half_precision_does(make_base, rows, tmp_path):
+    settings, found = replace(SETTINGS["official"], matching=ANY), []
+    for half in (False, True):
+        base = make_base("official")
+        if half:
+            base.aggregator.bfloat16()
+        schedule = replace(SCHEDULE, steps=3, bf16=True)
+        train_wrist(rows, base, schedule, tmp_path / str(half), form="official", settings=settings)
+        assert base.wrist_head.token_query.dtype == torch.float32
+        found.append(validate_wrist(base, rows, settings, bf16=True))
+    assert found[0]["wrist_deg"] == pytest.approx(found[1]["wrist_deg"], abs=3)
+    assert np.isfinite(list(found[1].values())).all()
+
+
+def test_one_anchor_trains_without_a_scale(make_base, episode, tmp_path):
+    single, said = Arrays(wrist_rows(episode(), RECIPE, views=1)), []
+    settings = replace(SETTINGS["official"], matching=ANY, translation=1.0, rotation=1.0)
+    base = make_base("official")
+    path = train_wrist(
+        single, base, replace(SCHEDULE, steps=2), tmp_path, form="official", settings=settings,
+        say=said.append,
+    )  # fmt: skip
+    assert read_config(path)["heads"] == ["wrist"] and read_config(path)["views"] == 1
+    assert len(said) == 2 and "one view, which has no scale" in said[0]
+    assert "translation is left out" in said[1]
+    assert {"wrist_rotation", "wrist_fov"} <= lines_of(tmp_path)[0].keys()
+    assert "wrist_cm" not in validate_wrist(base, single, settings)
 
 
 def test_data_without_calibration_train_on_spc_and_say_so(make_base, bare_rows, tmp_path):

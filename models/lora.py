@@ -151,6 +151,7 @@ def merge_lora(network: VideoDiT) -> VideoDiT:
         layer.merge()
         owner, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(owner), leaf, layer.get_base_layer())
+    vars(network.dit).pop("peft_config", None)  # peft's note that there are layers
     return network
 
 

@@ -17,7 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoints import mismatch, read_config
 from .errors import WeightsError
@@ -107,36 +107,19 @@ def prepare_training(
     return network
 
 
-class TrainedPart(nn.Module):
-    """A network whose state is only what is trained of it, so that checkpoints stay small."""
-
-    def __init__(self, network: VideoDiT):
-        super().__init__()
-        self.network = network
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's."""
-        return self.network(*args, **kwargs)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Names and values of what is trained, as in a generation file; nothing is copied."""
-        return trained_state(self.network)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Takes in exactly what `state_dict` gives."""
-        own = trained_state(self.network)
-        wrong = mismatch(_shapes(own), _shapes(state_dict))
-        if wrong:
-            raise WeightsError(f"not the state of this training ({wrong}); use another --out")
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(state_dict[name])
-
-
 def trained_state(network: VideoDiT) -> dict[str, Tensor]:
     """{name in a generation file: value} of the parameters that are trained."""
     return {
         _file_name(name): parameter.detach()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def file_names(network: VideoDiT, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of values under the network's own names, those that are trained, under a file's names."""
+    return {
+        _file_name(name): values[name]
         for name, parameter in network.named_parameters()
         if parameter.requires_grad
     }
@@ -166,7 +149,7 @@ def save_generation(
 
     Args:
         base: {name: SHA-256} of the weights that it was trained from.
-        state: values in place of the network's (of `TrainedPart.state_dict`), such as averages.
+        state: values in place of the network's (named as by `trained_state`), such as averages.
 
     Raises:
         ValueError: a state of other names or shapes.

@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ class LatentStore:
         self.clip: int = self.identity["recipe"]["clip"]
         self.latent_clip = (self.clip - 1) // TEMPORAL + 1
         self._texts: dict[str, Tensor] = {}
+        self._opened = lru_cache(maxsize=1024)(self._open_record)
 
     @classmethod
     def create(cls, path: Path, identity: Mapping[str, Any]) -> LatentStore:
@@ -248,19 +250,16 @@ class LatentStore:
 
     def starts(self, name: str) -> int:
         """How many windows a record has: the places in its latents where a clip may start."""
-        return self._array(f"{_RECORDS}/{name}/wrist").shape[1] - self.latent_clip + 1
+        return self._opened(name)[1].shape[1] - self.latent_clip + 1
 
     def views(self, name: str) -> list[str]:
         """The keys of a record's anchor views."""
-        return list(self._about(_RECORDS, name)["views"])
+        return list(self._opened(name)[0]["views"])
 
     def window(self, name: str, start: int = 0) -> Window:
         """The clip that starts at a latent; its first pixel frame is 4 times that."""
-        about = self._about(_RECORDS, name)
+        about, wrist, condition, features = self._opened(name)
         part = slice(start, start + self.latent_clip)
-        wrist, condition, features = (
-            self._array(f"{_RECORDS}/{name}/{array}") for array in _ARRAYS
-        )
         first = start * TEMPORAL
         kept = features[:, first : min(first + self.clip, about["steps"])]
         if kept.shape[1] < self.clip:  # the last frame was repeated
@@ -276,8 +275,11 @@ class LatentStore:
     def _array(self, path: str) -> Any:
         return self._group[path]
 
-    def _about(self, kind: str, name: str) -> dict[str, Any]:
-        return _attributes(self._array(f"{kind}/{name}"))
+    def _open_record(self, name: str) -> tuple[dict[str, Any], Any, Any, Any]:
+        """What a record says of itself, and its arrays."""
+        place = f"{_RECORDS}/{name}"
+        wrist, condition, features = (self._array(f"{place}/{array}") for array in _ARRAYS)
+        return _attributes(self._array(place)), wrist, condition, features
 
     def _complete(self, kind: str, name: str) -> bool:
         try:

@@ -110,27 +110,25 @@ def test_a_dropped_clip_gets_the_sampler_s_negative_branch(store):
     assert torch.equal(clips.condition[0], clips.condition[1])
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
-def test_the_loss_falls_and_the_file_makes_what_was_learnt(store, tmp_path, mode):
-    schedule = replace(QUICK, steps=100 if mode == "full" else 160, rate=1e-2, warmup=5, log=10)
-    base = small(form(store))
-    only = {"splits": ["val"], "validation": ["val"]}  # one clip, learnt by heart
-    path = train_video(store, base, schedule, tmp_path, mode=mode, rank=8, drop=0.0, **only)
+@pytest.mark.parametrize(("kind", "mode"), [("paper", "lora"), ("official", "full")])
+def test_a_clip_is_learnt_by_heart_and_the_file_makes_it_again(kind, mode, tmp_path):
+    sizes = {"layers": 1, "head_dim": 64, "ffn_dim": 128}
+    store = make_store(tmp_path / "store", kind)
+    schedule = replace(QUICK, steps=60, rate=1e-2 if mode == "full" else 2e-2, warmup=5, log=10)
+    only = {"splits": ["val"], "validation": ["val"], "drop": 0.0}
+    path = train_video(store, small(kind, **sizes), schedule, tmp_path, mode=mode, rank=16, **only)
     losses = logged(tmp_path)
-    assert losses[-1] < 0.55 * losses[0]
-    network = small(form(store))
+    assert losses[-1] < (0.4 if mode == "full" else 0.65) * losses[0]
+    network = small(kind, **sizes)
     said = load_generation(path, network, merge=True)
     assert said == read_generation(path)
     assert said.mode == mode
     window = store.window("val-00000-000002")
     context = network.encode_context(window.text[None], window.features[None])
     noise = torch.randn(1, *window.wrist.shape, generator=torch.Generator().manual_seed(3))
-
-    def error(of: VideoDiT) -> float:
-        made = sample_latents(of, noise, window.condition[None], context, None, steps=8)
-        return float((made[0] - window.wrist).square().mean())
-
-    assert error(network) < 0.6 * error(small(form(store)))
+    made = sample_latents(network, noise, window.condition[None], context, None, steps=8)
+    error = (made[0] - window.wrist).square().mean() / window.wrist.square().mean()
+    assert error < (0.75 if mode == "full" else 0.98)  # of what a black latent would have
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(store, tmp_path, monkeypatch):

@@ -142,24 +142,11 @@ class LatentStore:
         """A new store, or the one that is there if it was made with the same.
 
         Raises:
-            SourceError: the store that is there was made with other weights, settings or data, or
-                something else lies there.
+            SourceError: as `find_store`.
         """
-        if path.exists() and any(path.iterdir()) and not (path / "zarr.json").exists():
-            raise SourceError(
-                "the folder holds something else than a cache", file=path, todo="give another --out"
-            )
-        if (path / "zarr.json").exists():
-            store = cls.open(path)
-            other = _differences(store.identity, identity)
-            if other:
-                shown = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if other[3:] else "")
-                raise SourceError(
-                    f"this cache was made with other settings: {shown}",
-                    file=path,
-                    todo="use those to go on, or give another --out",
-                )
-            return store
+        found = find_store(path, identity)
+        if found is not None:
+            return found
         group = zarr.open_group(path, mode="a", zarr_format=3)
         for name in (_RECORDS, _PROMPTS):
             group.require_group(name)
@@ -311,6 +298,30 @@ class LatentStore:
             shutil.rmtree(self.path / place)
         os.rename(self.path / staged, self.path / place)
         fsync(self.path / kind)
+
+
+def find_store(path: Path, identity: Mapping[str, Any]) -> LatentStore | None:
+    """The store at a path, None where there is none yet; nothing is written.
+
+    Raises:
+        SourceError: it was made with other weights, settings or data, or something else lies there.
+    """
+    if not (path / "zarr.json").exists():
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise SourceError(
+                "something else than a cache is here", file=path, todo="give another --out"
+            )
+        return None
+    store = LatentStore.open(path)
+    other = _differences(store.identity, identity)
+    if other:
+        shown = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if other[3:] else "")
+        raise SourceError(
+            f"this cache was made with other settings: {shown}",
+            file=path,
+            todo="use those to go on, or give another --out",
+        )
+    return store
 
 
 def fsync(path: Path) -> None:

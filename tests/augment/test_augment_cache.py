@@ -265,7 +265,7 @@ def test_what_only_sampling_depends_on_makes_no_difference(store):
 def test_what_is_no_store_is_refused(tmp_path, store):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(SourceError, match="holds something else than a cache"):
+    with pytest.raises(SourceError, match="something else than a cache is here"):
         LatentStore.create(tmp_path / "other", IDENTITY)
     assert os.listdir(tmp_path / "other") == ["notes.txt"]
     for path in (tmp_path / "none", tmp_path / "other"):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..models.errors import WeightsError
 from ..readers.errors import SourceError
-from . import evaluate, inspect, run, simulate, status, train, verify, weights
+from . import cache, evaluate, inspect, run, simulate, status, train, verify, weights
 from .interrupt import EXIT_CODE, Interrupted
 from .output import DISK, INTERNAL, REFUSED, DiskError, JobError
 
@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": verify,
     "evaluate": evaluate,
     "simulate": simulate,
+    "cache": cache,
     "train": train,
     "weights": weights,
 }

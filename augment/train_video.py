@@ -25,10 +25,12 @@ from ..models.lora import (
     file_names,
     load_generation,
     prepare_training,
+    read_generation,
     save_generation,
 )
 from ..models.video_dit import VideoDiT, change_views
 from ..readers.errors import SourceError
+from . import parallel
 from .cache import LatentStore, Window
 from .recipe import GENERATION
 from .training import Schedule, train
@@ -194,6 +196,12 @@ def train_video(
         )
     network = base
     if initial is not None:
+        if mode == "lora" and read_generation(initial).mode == "full":
+            raise SourceError(
+                "holds whole weights: a LoRA on them would fit nothing that others can fetch",
+                file=initial,
+                todo="train it on with --tuning full",
+            )
         load_generation(initial, network, views=views, seed=schedule.seed, base=fingerprint)
     elif views is not None and views != network.config.views:
         change_views(network, views, torch.Generator().manual_seed(schedule.seed))
@@ -209,6 +217,8 @@ def train_video(
         seed=schedule.seed,
         checkpointing=schedule.checkpointing,
     )
+    if not schedule.bf16:
+        network.float()
     network.to(device)
     negative = store.text(store.identity["recipe"]["negative"])
 
@@ -234,8 +244,10 @@ def train_video(
         else None,
     )
     path = folder / GENERATION
-    state = file_names(network, average.values)
-    save_generation(path, network, base=fingerprint, state=state)
+    if parallel.rank() == 0:
+        state = file_names(network, average.values)
+        save_generation(path, network, base=fingerprint, state=state)
+    parallel.barrier()
     return path
 
 

@@ -390,7 +390,7 @@ def _open_clip_vision(folder: Path, dtype: torch.dtype):
     mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
 
     def prepare(frames: Tensor) -> Tensor:
-        images = frames.permute(0, 3, 1, 2).float() / 255
+        images = frames.to(network.device).permute(0, 3, 1, 2).float() / 255
         # As released: without anti-aliasing, and values may pass 0 and 1.
         images = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
         return ((images - mean.to(images.device)) / std.to(images.device)).to(dtype)

@@ -7,6 +7,7 @@ makes the context, which Wan does not have, are trained as a whole and lie in th
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,11 +176,13 @@ def save_generation(
         config["rank"] = layer.r[_ADAPTER]
         config["alpha"] = float(layer.lora_alpha[_ADAPTER])
     path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.staged")
     save_file(
         {name: value.cpu().contiguous() for name, value in own.items()},
-        path,
+        staged,
         metadata={"config": json.dumps(config, sort_keys=True)},
     )
+    os.replace(staged, path)
 
 
 def read_generation(path: Path) -> Generation:

@@ -16,7 +16,7 @@ from wristaugment.augment.train_video import flow_loss, make_clips, shifted, tra
 from wristaugment.augment.training import Schedule
 from wristaugment.models.flow import make_schedule, sample_latents
 from wristaugment.models.lora import load_generation, read_generation
-from wristaugment.models.video_dit import VideoDiT
+from wristaugment.models.video_dit import VideoDiT, to_precision
 from wristaugment.readers.episode import Record
 from wristaugment.readers.errors import SourceError
 
@@ -160,6 +160,20 @@ def test_a_killed_run_goes_on_to_the_same_numbers(store, tmp_path, monkeypatch):
     assert other.read_bytes() != whole.read_bytes()
 
 
+def test_a_base_in_half_precision_is_trained_under_autocast(paper, tmp_path):
+    schedule = replace(QUICK, bf16=True, checkpointing=True, validate_every=4)
+    half = to_precision(small(), torch.bfloat16)
+    path = train_video(paper, half, schedule, tmp_path / "half", validation=["val"])
+    assert half.dit.get_parameter("blocks.0.attn1.to_q.base_layer.weight").dtype == torch.bfloat16
+    full = train_video(paper, small(), schedule, tmp_path / "full", validation=["val"])
+    one, other = load_file(path), load_file(full)
+    assert {v.dtype for v in one.values()} == {torch.float32}
+    name = "dit.patch_embedding.weight"
+    assert (one[name] - other[name]).abs().mean() < 1e-3
+    exact = replace(schedule, bf16=False)
+    train_video(paper, to_precision(small(), torch.bfloat16), exact, tmp_path / "exact")
+
+
 def test_checkpoints_hold_what_is_trained_alone(paper, tmp_path):
     base = small()
     train_video(paper, base, QUICK, tmp_path)
@@ -249,6 +263,9 @@ def test_settings_that_make_no_sense_are_refused(paper, tmp_path):
     ):
         with pytest.raises(SourceError, match=found):
             train_video(paper, small(), QUICK, tmp_path / "out", **settings)
+    whole = train_video(paper, small(), QUICK, tmp_path / "whole", mode="full")
+    with pytest.raises(SourceError, match=r"holds whole weights.*--tuning full"):
+        train_video(paper, small(), QUICK, tmp_path / "out", initial=whole)
     train_video(paper, small(), QUICK, tmp_path / "out")
     with pytest.raises(SourceError, match="trained with other settings"):
         train_video(paper, small(), replace(QUICK, rate=2e-2), tmp_path / "out")

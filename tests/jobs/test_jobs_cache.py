@@ -1,14 +1,25 @@
 """`wristaugment cache`: a dataset in, a store for training out; killed, resumed and refused."""
 
 import json
+import shutil
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_weights
 from wristaugment.augment.cache import LatentStore, record_name
+from wristaugment.augment.corpus import training_episodes
+from wristaugment.augment.pipeline import Augmenter
+from wristaugment.augment.recipe import file_sha256, get_recipe
+from wristaugment.augment.train_video import train_video
+from wristaugment.augment.training import Schedule
+from wristaugment.augment.video_networks import open_base
+from wristaugment.augment.weights import locate
 from wristaugment.jobs import cache, cli
 from wristaugment.jobs.interrupt import EXIT_CODE, Interrupted
+from wristaugment.readers import open_dataset
 from wristaugment.readers.episode import Record
 
 SMALL = ["--wrist-size", "32x48", "--set", "clip=5", "side=56", "--device", "cpu"]
@@ -82,6 +93,35 @@ def test_every_record_of_a_dataset_is_kept(droid_source, weights, tmp_path):
     text = json.dumps(store.identity)
     assert str(root) not in text
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_what_is_kept_is_trained_on_and_then_drawn_with(droid_source, weights, tmp_path, mode):
+    recipe, root = weights
+    out = tmp_path / "store"
+    assert cli.main(line(droid_source, root, out, recipe, "--episodes", 3)) == 0
+    own = shutil.copytree(root, tmp_path / "own")
+    located = locate(recipe, root, parts=["dit"])
+    path = located["dit"].path
+    trained = train_video(
+        LatentStore.open(out),
+        open_base(get_recipe(recipe), located),
+        Schedule(steps=2, batch=2, rate=1e-2, warmup=1, bf16=False, average=0.0),
+        own,
+        mode=mode,
+        fingerprint={path.name: file_sha256(path)},
+    )
+    assert trained == own / "generation.safetensors"
+    recipe_made = replace(
+        get_recipe(recipe), clip=5, overlap=2, wrist_size=(32, 48), side=56, steps=2
+    )
+    (first,) = islice(training_episodes(open_dataset(droid_source, "droid_101"), ["val"], WRIST,
+                                        depth=False), 1)  # fmt: skip
+    streams = [
+        Augmenter(recipe_made, weights=folder)(first, seed=0).frames for folder in (own, root)
+    ]
+    assert streams[0].shape == (3, 32, 48, 3)
+    assert not np.array_equal(*streams)
 
 
 def test_a_killed_cache_goes_on_and_is_the_same(droid_source, paper, tmp_path, monkeypatch):

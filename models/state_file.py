@@ -6,6 +6,7 @@ Opening one reads its header alone; a tensor is read (or mapped into memory) whe
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,7 +90,9 @@ def _torch_state(path: Path) -> StateFile:
         if not mapped and start[:1] != b"\x80":
             what = "is cut off" if start == b"PK" else "is not a file of torch.save"
             raise WeightsError(f"{path}: {what}; fetch it again")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():  # what is odd about a file ends in one line, or in none
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise _absent(path) from None
     except pickle.UnpicklingError:

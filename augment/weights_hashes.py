@@ -76,30 +76,45 @@ def check_hash(path: Path, record: dict[str, Any]) -> None:
 
 def remembered_sha256(path: Path) -> str:
     """The SHA-256 of a file, from memory where it has not been touched since it was hashed."""
-    stat = path.stat()
-    if stat.st_size < WORTH_REMEMBERING:
+    mark = _mark(path)
+    if mark[0] < WORTH_REMEMBERING:
         return file_sha256(path)
-    # The change time and the inode tell a file put in its place that brought its own times along.
-    mark = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    memory = cache_folder() / "hashes.json"
-    key = str(path.resolve())
-    known = _remembered(memory)
-    entry = known.get(key)
+    entry = _remembered().get(str(path.resolve()))
     if isinstance(entry, list) and entry[:-1] == mark:
         return entry[-1]
     digest = file_sha256(path)
-    after = path.stat()
-    if [after.st_size, after.st_mtime_ns, after.st_ctime_ns, after.st_ino] == mark:
-        # Another process may have added to it; what is lost is hashed again. It is no loss either
-        # where the folder may not be written.
-        with contextlib.suppress(OSError):
-            write_atomic(memory, json.dumps(_remembered(memory) | {key: [*mark, digest]}).encode())
+    if _mark(path) == mark:
+        remember(path, digest)
     return digest
 
 
-def _remembered(memory: Path) -> dict[str, Any]:
+def remember(path: Path, digest: str) -> None:
+    """Keep the SHA-256 of a file as it is now, where it is worth it and the cache can be written.
+
+    Another process may write it at the same time; what is lost then is hashed again.
+    """
+    mark = _mark(path)
+    if mark[0] < WORTH_REMEMBERING:
+        return
+    known = _remembered() | {str(path.resolve()): [*mark, digest]}
+    with contextlib.suppress(OSError):
+        write_atomic(_memory(), json.dumps(known).encode())
+
+
+def _mark(path: Path) -> list[int]:
+    """What changes with a file: the change time and the inode tell one that was put in its place
+    and brought its own times along."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _memory() -> Path:
+    return cache_folder() / "hashes.json"
+
+
+def _remembered() -> dict[str, Any]:
     try:
-        found = json.loads(memory.read_text())
+        found = json.loads(_memory().read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -22,7 +22,7 @@ from ..models.generator import GeneratorConfig, WristGenerator
 from ..models.public_config import fitting, video_config
 from ..models.public_vggt import check_vggt, vggt_config
 from ..models.released import MARKER, released_shapes, wan_name
-from ..models.state_file import StateFile, open_state
+from ..models.state_file import open_state
 from ..models.vggt import VGGT, VGGTConfig
 from ..models.video_dit import VideoDiT, VideoDiTConfig
 from .recipe import Recipe
@@ -111,10 +111,10 @@ def recognise(shapes: Mapping[str, Sequence[int]], config: Mapping[str, Any]) ->
     return ""
 
 
-def _refuse(path: Path, wrong: str, file: StateFile | None = None, config: Any = None) -> None:
-    """WeightsError for what `mismatch` found, with whose weights they are where it can be told."""
-    whose = recognise(file.shapes, config or {}) if file else ""
-    looks = f"; it looks like {whose}" if whose else ""
+def _refuse(path: Path, wrong: str, recipe: Recipe, shapes: Mapping, config: Any = None) -> None:
+    """WeightsError for what `mismatch` found, with whose weights they are where that says more."""
+    whose = recognise(shapes, config or {})
+    looks = f"; it looks like {whose}" if whose and f"recipe {recipe.name}" not in whose else ""
     raise WeightsError(
         f"{path}: not the weights of this part ({wrong}){looks}; fetch the file that the recipe "
         "names, or choose the recipe that this one belongs to"
@@ -122,11 +122,15 @@ def _refuse(path: Path, wrong: str, file: StateFile | None = None, config: Any =
 
 
 def _compare(
-    path: Path, wanted: Mapping[str, Sequence[int]], file: StateFile, config: Any = None
+    recipe: Recipe,
+    path: Path,
+    wanted: Mapping[str, Sequence[int]],
+    found: Mapping[str, Sequence[int]],
+    config: Any = None,
 ) -> None:
-    wrong = mismatch(wanted, file.shapes)
+    wrong = mismatch(wanted, found)
     if wrong:
-        _refuse(path, wrong, file, config)
+        _refuse(path, wrong, recipe, found, config)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -160,7 +164,7 @@ def _check_vggt(recipe: Recipe, part: Part) -> None:
     try:
         check_vggt(part.path, network, absent=("wrist",) if recipe.form == "paper" else ())
     except WeightsError as error:
-        if not whose or whose.endswith(f"of recipe {recipe.name}"):
+        if not whose or f"recipe {recipe.name}" in whose:
             raise
         raise WeightsError(f"{error}; it looks like {whose}") from None
 
@@ -172,13 +176,13 @@ def _check_dit(recipe: Recipe, part: Part) -> None:
     with open_state(part.path) as file:
         if recipe.form == "official":
             beside = {MARKER: [1]} if MARKER in file.shapes else {}
-            _compare(part.path, released_shapes(network) | beside, file)
+            _compare(recipe, part.path, released_shapes(network) | beside, file.shapes)
             return
         own = {k.removeprefix("dit."): v for k, v in shapes_of(network).items() if "dit." in k[:4]}
         own["patch_embedding.weight"][1] = config.latent_channels
         if "proj_out.weight" not in file.shapes:
             own = {wan_name(name): shape for name, shape in own.items()}
-        _compare(part.path, own, file)
+        _compare(recipe, part.path, own, file.shapes)
 
 
 def _state(part: Part) -> dict[str, list[int]]:
@@ -211,9 +215,7 @@ def _check_vae(recipe: Recipe, part: Part) -> None:
 
     config = part.folder / "config.json"
     network = _built(config, lambda: AutoencoderKLWan.from_config(read_json(config)))
-    wrong = mismatch(shapes_of(network), _state(part))
-    if wrong:
-        _refuse(part.path, wrong)
+    _compare(recipe, part.path, shapes_of(network), _state(part))
 
 
 def _check_prompt(recipe: Recipe, part: Part) -> None:
@@ -229,9 +231,7 @@ def _check_prompt(recipe: Recipe, part: Part) -> None:
     if any(name in found for name in twins):
         for name in twins:
             found.setdefault(name, wanted[name])
-    wrong = mismatch(wanted, found)
-    if wrong:
-        _refuse(part.path, wrong)
+    _compare(recipe, part.path, wanted, found)
 
 
 def _check_image(recipe: Recipe, part: Part) -> None:
@@ -259,10 +259,7 @@ def _check_image(recipe: Recipe, part: Part) -> None:
             if not name.endswith("position_ids")
         }
         wanted, found = bare(shapes_of(network)), bare(found)
-    wrong = mismatch(wanted, found)
-    if wrong:
-        with open_state(part.weights()[0]) as file:
-            _refuse(part.path, wrong, file)
+    _compare(recipe, part.path, wanted, found)
 
 
 def _check_nano(recipe: Recipe, part: Part) -> None:
@@ -286,7 +283,7 @@ def _check_nano(recipe: Recipe, part: Part) -> None:
                 f"{part.path}: has no {' and no '.join(sorted(lacking))} head, which a wrist view "
                 "needs; train it with `wristaugment train reconstruction`"
             )
-        _compare(part.path, shapes_of(meta(lambda: build(config))), file, header)
+        _compare(recipe, part.path, shapes_of(meta(lambda: build(config))), file.shapes, header)
 
 
 def _own(recipe: Recipe, part: Part, form: str | None) -> None:
@@ -318,7 +315,8 @@ def _check_reconstruction(recipe: Recipe, part: Part, base: VGGTConfig | None) -
     heads = tuple(f"{name}_head." for name in header["trained"])
     wanted = shapes_of(meta(lambda: VGGT(config)))
     with open_state(part.path) as file:
-        _compare(part.path, {k: v for k, v in wanted.items() if k.startswith(heads)}, file)
+        trained = {k: v for k, v in wanted.items() if k.startswith(heads)}
+        _compare(recipe, part.path, trained, file.shapes)
 
 
 def generation_config(recipe: Recipe, located: Located) -> VideoDiTConfig:
@@ -353,4 +351,4 @@ def _check_generation(recipe: Recipe, part: Part, base: VideoDiTConfig | None) -
     network: Any = meta(lambda: VideoDiT(found.sizes))
     wanted = expected_shapes(network, found)
     with open_state(part.path) as file:
-        _compare(part.path, {k: list(v) for k, v in wanted.items()}, file)
+        _compare(recipe, part.path, {k: list(v) for k, v in wanted.items()}, file.shapes)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..augment.recipe import Recipe, file_sha256
 from ..augment.weights import INDEX, Located, Need, Part, find_below, shards
-from ..augment.weights_hashes import remembered_sha256, write_record
+from ..augment.weights_hashes import remember, remembered_sha256, write_record
 from ..models.errors import WeightsError
 from ..readers.errors import SourceError
 from ..writers.atomic import copy_atomic, fsync_dir, publish, staged_name
@@ -127,6 +127,7 @@ class Hub:
                 todo="run the same command again; if it stays so, the network changes files",
             )
         publish(staged, final)
+        remember(final, digest)
         write_record(root, remote.place, _record(digest, remote.size, remote))
 
     def _said(self, error: Exception, repository: str) -> Exception:

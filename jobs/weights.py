@@ -116,8 +116,8 @@ def _take(recipe, statuses, args, root: Path, say) -> dict[str, str]:
     notes = {}
     for status in statuses:
         need = status.need
-        if status.state == "ready":
-            continue
+        if status.state == "ready" or (need.optional and args.weights is None):
+            continue  # what takes the released weights' place is only looked for in --weights
         wrong = take(recipe, need, sources, root, parts)
         if wrong is None:
             say(f"taken: {need.place(need.main)}")
@@ -201,7 +201,7 @@ def _lines(recipe, weights, statuses, notes) -> list[str]:
     for s in statuses:
         if s.state == "wrong":
             lines.append(f"wrong: {s.text}")
-        if s.state == "missing" and s.need.part in notes:
+        if s.state in ("missing", "unused") and s.need.part in notes:
             lines.append(f"not taken: {notes[s.need.part]}")
     lines += _licences(recipe)
     if _to_fetch(statuses):

@@ -32,7 +32,8 @@ class Hub:
     """Serves the files below a folder; use as a context manager.
 
     Attributes:
-        asked: (method, place, Range header or None) of every request.
+        asked: (method, place, Range header or None) of every request for a file's bytes or facts.
+        tokens, storage_tokens: the Authorization headers that the hub and its storage were sent.
         released: set it to end stalls.
     """
 
@@ -41,6 +42,7 @@ class Hub:
         self.faults = Faults()
         self.asked: list[tuple[str, str, str | None]] = []
         self.tokens: set[str | None] = set()
+        self.storage_tokens: set[str | None] = set()
         self.released = threading.Event()
         hub = self
 
@@ -59,6 +61,7 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.storage = f"http://localhost:{self.server.server_address[1]}"  # another host, by name
 
     def __enter__(self) -> Hub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -70,10 +73,14 @@ class Hub:
         self.server.server_close()
 
     def answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
-        owner, repository, _, revision, *name = handler.path.strip("/").split("/")
+        stored = handler.path.startswith("/storage/")
+        path = handler.path.removeprefix("/storage").strip("/")
+        owner, repository, _, revision, *name = path.split("/")
         place = "/".join([owner, repository, *name])
-        self.asked.append((handler.command, place, handler.headers.get("Range")))
-        self.tokens.add(handler.headers.get("Authorization"))
+        if stored:
+            self.storage_tokens.add(handler.headers.get("Authorization"))
+        else:
+            self.tokens.add(handler.headers.get("Authorization"))
         if f"{owner}/{repository}" in self.faults.gated:
             self._refuse(handler, 403, "GatedRepo")
             return
@@ -91,6 +98,20 @@ class Hub:
             if large
             else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
         )
+        if large and not stored:
+            # As the real one: large files lie elsewhere, where no token belongs.
+            self._refuse(
+                handler,
+                302,
+                None,
+                {
+                    "Location": f"{self.storage}/storage{handler.path}",
+                    "X-Linked-ETag": f'"{tag}"',
+                    "X-Linked-Size": str(len(data)),
+                },
+            )
+            return
+        self.asked.append((handler.command, place, handler.headers.get("Range")))
         if place in self.faults.change:
             data = bytes([data[0] ^ 1]) + data[1:]
         start, status = 0, 200
@@ -99,9 +120,6 @@ class Hub:
         handler.send_response(status)
         handler.send_header("X-Repo-Commit", REVISION)
         handler.send_header("ETag", f'"{tag}"')
-        if large:
-            handler.send_header("X-Linked-ETag", f'"{tag}"')
-            handler.send_header("X-Linked-Size", str(len(data)))
         handler.send_header("Accept-Ranges", "bytes")
         if status == 206:
             handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
@@ -124,9 +142,12 @@ class Hub:
         else:
             handler.wfile.write(data)
 
-    def _refuse(self, handler, status: int, code: str) -> None:
+    def _refuse(self, handler, status: int, code: str | None, headers: dict | None = None) -> None:
         handler.send_response(status)
-        handler.send_header("X-Error-Code", code)
+        if code:
+            handler.send_header("X-Error-Code", code)
+        for name, value in (headers or {}).items():
+            handler.send_header(name, value)
         handler.send_header("X-Repo-Commit", REVISION)
         handler.send_header("Content-Length", "0")
         handler.end_headers()

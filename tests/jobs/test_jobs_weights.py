@@ -229,7 +229,7 @@ def test_a_killed_process_keeps_what_it_has_and_leaves_no_half_file(tmp_path):
         done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert ("GET", "someone/big/big.bin", f"bytes={kept}-") in server.asked
-        assert server.tokens == {"Bearer hf_secret"}
+        assert server.tokens == {"Bearer hf_secret"} and server.storage_tokens == {None}
     assert final.read_bytes() == file.read_bytes()
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..models.checkpoints import load_weights, save_weights
 from ..models.generator import Condition, GeneratorConfig, WristGenerator, sample
 from ..readers.episode import Episode
-from . import assess
+from . import assess, parallel
+from .checkpoint import load_trained
 from .corpus import Arrays
 from .generate import ANCHOR_SIZE, gripper_plane
 from .pipeline import Augmenter, load_generator
@@ -117,6 +118,7 @@ def train_generation(
     drop: float = 0.1,
     lengths: tuple[int, ...] = (2, 2, 2, 8),
     initial: Path | None = None,
+    validation: Arrays | None = None,
 ) -> Path:
     """Train stage 2 and write `generation.safetensors` into `folder`.
 
@@ -129,7 +131,7 @@ def train_generation(
         lengths: frames of a step's clips, drawn from these. A batch has more of the short ones, so
             that every step has as many frames: those of one clip are alike, and attention over a
             long one costs more than over many short ones.
-        initial: weights to start from.
+        initial: weights to start from. validation: what `schedule.validate_every` measures on.
     """
     torch.manual_seed(schedule.seed)
     config = config or GeneratorConfig()
@@ -174,9 +176,20 @@ def train_generation(
             "psnr_map": -10 * torch.log10(base / 4),
         }
 
-    average = train(network, losses, schedule, folder / "generation")
-    network.load_state_dict(average.values)
+    average = train(
+        network,
+        losses,
+        schedule,
+        folder / "generation",
+        validate=None
+        if validation is None
+        else lambda: measure(network, validation, schedule.seed),
+        images=None if validation is None else lambda: picture(network, validation, schedule.seed),
+    )
+    load_trained(network, average.values)
     path = folder / GENERATION
+    if parallel.rank() > 0:
+        return path
     save_weights(path, network, config.to_dict())
     mean = np.zeros(arrays["wrist"].shape[2:], np.float64)
     for row in range(len(arrays)):
@@ -185,10 +198,31 @@ def train_generation(
     return path
 
 
-@torch.no_grad()
 def validate(path: Path, arrays: Arrays, seed: int, batch: int = 4) -> dict[str, float]:
+    """`measure` of a weights file."""
+    return measure(load_generator(path), arrays, seed, batch)
+
+
+@torch.no_grad()
+def picture(network: WristGenerator, arrays: Arrays, seed: int) -> dict[str, np.ndarray]:
+    """The first clip's condition maps, what is made of them, and the truth, in rows."""
+    views = list(range(arrays["anchors"].shape[2]))
+    condition, truth = take_clips(arrays, np.arange(1), views)
+    noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed))
+    rows = [
+        condition.filled[0],
+        sample(network, condition, noise, steps=1, guidance=1.0)[0],
+        truth[0],
+    ]
+    tiled = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).clamp(-1, 1)
+    return {
+        "map_made_truth": ((tiled + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    }
+
+
+@torch.no_grad()
+def measure(network: WristGenerator, arrays: Arrays, seed: int, batch: int = 4) -> dict[str, float]:
     """Mean PSNR in dB over the clips, by sampling steps and guidance, and of the map alone."""
-    network = load_generator(path)
     views = list(range(arrays["anchors"].shape[2]))
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Tensor]] = {}

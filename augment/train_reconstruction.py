@@ -25,8 +25,10 @@ from ..models.geometry import (
 from ..models.spc import spc_loss
 from ..models.vggt import VGGT, Geometry, VGGTConfig
 from ..readers.episode import Episode, View
+from . import parallel
+from .checkpoint import load_trained
 from .corpus import Arrays, require_calibration
-from .recipe import Recipe
+from .recipe import RECONSTRUCTION, Recipe
 from .reconstruct import network_size, resize_frames
 from .training import Schedule, train
 
@@ -273,12 +275,13 @@ def train_reconstruction(
     rays_share: float = 0.8,
     spc_weight: float = 1.0,
     initial: Path | None = None,
+    validation: Arrays | None = None,
 ) -> Path:
     """Train stage 1 and write `reconstruction.safetensors` into `folder`.
 
     Args:
         rays_share: share of the steps that are given calibrated rays; the others see RGB alone.
-        initial: weights to start from.
+        initial: weights to start from. validation: what `schedule.validate_every` measures on.
     """
     torch.manual_seed(schedule.seed)
     network = VGGT(config)
@@ -302,22 +305,49 @@ def train_reconstruction(
         ramp = min(1.0, max(0.0, 5 * step / schedule.steps - 1))
         return stage_losses(out, batch, with_rays=with_rays, spc_weight=ramp * spc_weight)
 
-    average = train(network, losses, schedule, folder / "reconstruction")
-    network.load_state_dict(average.values)
-    path = folder / "reconstruction.safetensors"
-    save_weights(path, network, asdict(config))
+    average = train(
+        network,
+        losses,
+        schedule,
+        folder / "reconstruction",
+        validate=None if validation is None else lambda: measure(network, validation),
+        images=None if validation is None else lambda: picture(network, validation),
+    )
+    load_trained(network, average.values)
+    path = folder / RECONSTRUCTION
+    if parallel.rank() == 0:
+        save_weights(path, network, asdict(config))
     return path
 
 
-@torch.no_grad()
 def validate(path: Path, arrays: Arrays, batch: int = 16) -> dict[str, float]:
-    """What the weights reach on unseen scenes, given calibrated rays and given RGB alone.
+    """`measure` of a weights file."""
+    from .pipeline import load_reconstruction
+
+    return measure(load_reconstruction(path), arrays, batch)
+
+
+@torch.no_grad()
+def picture(network: VGGT, arrays: Arrays) -> dict[str, np.ndarray]:
+    """The first timestep's views, their true depth and the depth from calibrated rays, in rows."""
+    b = take_batch(arrays, np.arange(1))
+    size = (arrays["images"].shape[-2], arrays["images"].shape[-1])
+    out = network(b["images"], *calibrated_rays(b["K"], b["pose"], size, b["tool"]))
+    assert out.depth is not None
+    far = float(b["depth"].max())
+    rows = [b["images"][0].permute(0, 2, 3, 1)]
+    rows += [(z[0] / far).clamp(0, 1)[..., None].expand(-1, -1, -1, 3)
+             for z in (b["depth"], out.depth)]  # fmt: skip
+    tiled = torch.cat([torch.cat(list(row), dim=1) for row in rows])
+    return {"views_truth_made": (tiled * 255).round().to(torch.uint8).numpy()}
+
+
+@torch.no_grad()
+def measure(network: VGGT, arrays: Arrays, batch: int = 16) -> dict[str, float]:
+    """What the network reaches on unseen scenes, given calibrated rays and given RGB alone.
 
     Medians: relative depth error, the other camera's and the wrist's error in degrees and cm.
     """
-    from .pipeline import load_reconstruction
-
-    network = load_reconstruction(path)
     size = (arrays["images"].shape[-2], arrays["images"].shape[-1])
     found: dict[str, list[Tensor]] = {}
 

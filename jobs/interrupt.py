@@ -20,6 +20,11 @@ class Interrupted(BaseException):
     """The user or the machine asked the job to stop. No `except Exception` may swallow it."""
 
 
+def asked() -> str:
+    """The name of the signal that asked for a stop since `armed` began, or ""."""
+    return _asked[0] if _asked else ""
+
+
 def check() -> None:
     """Raise Interrupted if a stop was asked for since `armed` began."""
     if _asked:

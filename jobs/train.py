@@ -1,12 +1,19 @@
-"""`wristaugment train`: a stage of a recipe, on a corpus with depth, calibration and a wrist."""
+"""`wristaugment train`: a stage of a recipe, on a corpus with a recorded wrist view."""
 
 from __future__ import annotations
 
 import argparse
-from itertools import islice
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from ..augment.schedule import DEFAULTS, defaults_of
 from ..readers.errors import SourceError
+from . import interrupt
 from .output import COMPLETE, speaker, write_json
 
 _EPILOG = """\
@@ -16,11 +23,22 @@ the whole of nano, from nothing:
   wristaugment train generation --dataset droid --data-dir runs/nano/corpus --episodes 800 \\
     --out runs/nano
 
-Training goes on from its last checkpoint when the same command is given again. --out receives
-reconstruction.safetensors, generation.safetensors and mean_wrist.png: a folder for `run --weights`.
+Training goes on from its last checkpoint when the same command is given again, whatever stopped it;
+--workers may change if workers x accumulate stays. --out receives reconstruction.safetensors,
+generation.safetensors and (nano) mean_wrist.png: a folder for `run --weights`; and for each stage a
+folder with checkpoint.pt, log.jsonl and tensorboard/.
+
+A step sees workers x accumulate x batch samples. Defaults:
 """
-# Steps, batch and peak rate of nano's stages; every other setting is augment.training.Schedule's.
-DEFAULTS = {"reconstruction": (2300, 12, 8e-4), "generation": (1150, 4, 8e-4)}
+_PLAN = "plan.json"
+
+
+def _defaults() -> str:
+    lines = []
+    for (recipe, stage), values in DEFAULTS.items():
+        tuning = f", {values.tuning}" if values.tuning else ""
+        lines += [f"  {recipe} {stage}: {values}{tuning}", f"    ({values.source})"]
+    return "\n".join(lines) + "\n"
 
 
 def add_parser(subparsers) -> None:
@@ -29,38 +47,172 @@ def add_parser(subparsers) -> None:
         "train",
         help="train a stage of a recipe on a corpus",
         description=__doc__,
-        epilog=_EPILOG,
+        epilog=_EPILOG + _defaults(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("stage", choices=("reconstruction", "generation"))
-    parser.add_argument("--recipe", default="nano", help="sizes to train (default nano)")
-    parser.add_argument("--dataset", required=True, help="profile, as in `run`")
-    parser.add_argument("--data-dir", required=True, type=Path, help="the corpus")
-    parser.add_argument("--split", nargs="+", default=["train"], help="default: train")
-    parser.add_argument("--episodes", type=int, help="train on the first N only (default: all)")
-    parser.add_argument("--validation", default="val", help="split to report on (default val)")
-    parser.add_argument("--out", required=True, type=Path, help="weights, checkpoints, cache")
-    parser.add_argument("--init", type=Path, help="a weights file of the stage to start from")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: nano's)")
-    parser.add_argument("--batch", type=int, help="timesteps or clips a step (default: nano's)")
-    parser.add_argument("--rate", type=float, help="peak learning rate (default: nano's)")
-    parser.add_argument("--save", type=int, default=100, help="steps between checkpoints")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--recipe", default="nano", help="what to train (default nano)")
+    source = parser.add_argument_group("corpus")
+    source.add_argument("--dataset", required=True, help="profile, as in `run`")
+    source.add_argument("--data-dir", required=True, type=Path, help="the corpus")
+    source.add_argument("--split", nargs="+", default=["train"], help="default: train")
+    source.add_argument(
+        "--episodes", type=int, metavar="N", help="train on the first N only (default: all)"
+    )
+    source.add_argument(
+        "--validation", metavar="S", help="split to measure on (default: val where there is one)"
+    )
+    source.add_argument(
+        "--cache", type=Path, metavar="STORE", help="features computed by `wristaugment cache`"
+    )
+    result = parser.add_argument_group("weights")
+    result.add_argument("--out", required=True, type=Path, help="weights, checkpoints, logs")
+    result.add_argument("--init", type=Path, help="a weights file of the stage to start from")
+    result.add_argument(
+        "--weights", type=Path, metavar="DIR", help="the public weights that the recipe builds on"
+    )
+    tuning = result.add_mutually_exclusive_group()
+    tuning.add_argument(
+        "--lora", dest="tuning", action="store_const", const="lora", help="train adapters"
+    )
+    tuning.add_argument(
+        "--full", dest="tuning", action="store_const", const="full", help="train all weights"
+    )
+    how = parser.add_argument_group("schedule (default: the recipe's, below)")
+    how.add_argument("--steps", type=int, help="optimizer steps")
+    how.add_argument("--batch", type=int, help="timesteps or clips of a micro-batch")
+    how.add_argument("--accumulate", type=int, help="micro-batches of a step on each worker")
+    how.add_argument("--rate", type=float, help="peak learning rate")
+    how.add_argument("--warmup", type=int, metavar="STEPS", help="steps to reach it")
+    how.add_argument("--precision", choices=("bf16", "fp32"), help="of the networks")
+    how.add_argument("--save", type=int, metavar="STEPS", help="steps between checkpoints")
+    how.add_argument(
+        "--validate-every", type=int, metavar="STEPS", help="steps between validations (0: none)"
+    )
+    how.add_argument("--log-every", type=int, metavar="STEPS", help="steps between log lines")
+    how.add_argument("--seed", type=int, default=0, help="default: 0")
+    where = parser.add_argument_group("machines")
+    where.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="train on N ranks with Ray Train, a GPU each where the recipe uses them (default: one "
+        "for each local GPU; without any, this process)",
+    )
+    where.add_argument(
+        "--address", metavar="ADDR", help="Ray cluster to use (default: one on this machine)"
+    )
+    where.add_argument("--threads", type=int, help="CPU threads of a rank (default: all cores)")
     parser.add_argument("--json", metavar="FILE", help="what was reached, as JSON (- = stdout)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, then measure on the validation split and print what was reached."""
-    from ..augment.recipe import get_recipe
-    from ..augment.training import Schedule
-    from ..readers import open_dataset
+    """Train, then measure on the validation split and print what was reached.
+
+    Raises:
+        SourceError, WeightsError: refused.
+    """
+    from .stages import get_stage
 
     say = speaker(args.json)
+    job, workers = plan_job(args)
+    stage = get_stage(job.recipe, job.stage)
+    with interrupt.armed(), _alone(job.folder):
+        _same_job(job, workers)
+        stage.prepare(job, interrupt.check)
+        interrupt.check()
+        outcome = _ray(args, job, workers, say) if workers else _here(stage, job)
+    if "stopped" in outcome:
+        done, steps = outcome["stopped"]
+        say(f"interrupted at step {done} of {steps}; run the same command to go on")
+        return interrupt.EXIT_CODE
+    path, figures = Path(outcome["weights"]), outcome["figures"]
+    say(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    for name, value in figures.items():
+        say(f"  {name}: {value:.4g}")
+    if not figures:
+        say("  no split to measure on")
+    write_json(
+        args.json, {"weights": str(path), "steps": job.schedule.steps, "validation": figures}
+    )
+    return COMPLETE
+
+
+def plan_job(args: argparse.Namespace):
+    """(the job, how many Ray workers: 0 = none) of a command line; writes nothing.
+
+    Raises:
+        SourceError: anything that can be told without opening an episode is wrong.
+    """
+    from ..augment.recipe import get_recipe
+    from .pool import local_gpus
+    from .stages import TrainJob, get_stage
+
+    _numbers(args)
     recipe = get_recipe(args.recipe)
-    if recipe.generator == "constant":
-        raise SourceError("has nothing to train", key="--recipe", todo="train nano")
-    dataset = open_dataset(args.data_dir, args.dataset)
+    stage = get_stage(recipe, args.stage)
+    defaults = defaults_of(recipe.name, args.stage)
+    for name, option in (("weights", "--weights"), ("cache", "--cache"), ("tuning", "--lora")):
+        if getattr(args, name) is not None and name not in stage.options:
+            raise SourceError(
+                f"recipe {recipe.name!r} has no such choice in its {args.stage}",
+                key="--full" if args.tuning == "full" and name == "tuning" else option,
+                todo="leave it out",
+            )
+    for option, path in (("--init", args.init), ("--cache", args.cache)):
+        if path is not None and not path.exists():
+            raise SourceError("is not there", file=path, key=option, todo="give one that is")
+    schedule = defaults.schedule(
+        steps=args.steps,
+        batch=args.batch,
+        rate=args.rate,
+        accumulate=args.accumulate,
+        warmup=args.warmup,
+        bf16=None if args.precision is None else args.precision == "bf16",
+        save=args.save,
+        validate_every=args.validate_every,
+        log=args.log_every,
+        seed=args.seed,
+    )
+    gpus = local_gpus() if stage.gpus else 0
+    job = TrainJob(
+        stage=args.stage,
+        recipe=recipe,
+        dataset=args.dataset,
+        data_dir=args.data_dir.expanduser().absolute(),
+        splits=tuple(args.split),
+        out=args.out.expanduser().absolute(),
+        schedule=schedule,
+        episodes=args.episodes,
+        initial=args.init and args.init.expanduser().absolute(),
+        weights=args.weights and args.weights.expanduser().absolute(),
+        cache=args.cache and args.cache.expanduser().absolute(),
+        tuning=args.tuning or defaults.tuning,
+        device="cuda" if gpus or (stage.gpus and args.address) else "cpu",
+        threads=args.threads,
+    )
+    workers = args.workers or max(1, gpus)
+    job = replace(job, validation=_validation(args, job))
+    return job, workers if workers > 1 or args.address else 0
+
+
+def _numbers(args: argparse.Namespace) -> None:
+    """SourceError for a number that makes no sense."""
+    positive = ("steps", "batch", "accumulate", "save", "log_every", "workers", "threads",
+                "episodes")  # fmt: skip
+    least = dict.fromkeys(positive, 1) | {"warmup": 0, "validate_every": 0, "seed": 0}
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if value is not None and value < smallest:
+            option = "--" + name.replace("_", "-")
+            raise SourceError(f"{value} is too small", key=option, todo=f"give {smallest} or more")
+    if args.rate is not None and not 0 < args.rate < 1:
+        raise SourceError(f"{args.rate} is no learning rate", key="--rate", todo="give 1e-5, say")
+
+
+def _validation(args: argparse.Namespace, job) -> str | None:
+    """The split to measure on; SourceError where the corpus has not what was asked of it."""
+    dataset = job.open_source()
     if dataset.profile.wrist is None:
         raise SourceError(
             "has no recorded wrist view to learn from",
@@ -68,94 +220,98 @@ def run(args: argparse.Namespace) -> int:
             todo="train on a corpus that has one (`wristaugment simulate --depth` writes one)",
         )
     names = [split.name for split in dataset.splits]
-    for split in args.split:
+    for split in [*args.split, *([args.validation] if args.validation else [])]:
         if split not in names:
             raise SourceError(
                 "no such split", file=dataset.folder, key=split, todo=f"there are: {names}"
             )
+    found = args.validation or ("val" if "val" in names else None)
+    if found is None and args.validate_every:
+        raise SourceError(
+            "has no split to measure on",
+            file=dataset.folder,
+            key="--validate-every",
+            todo=f"name one with --validation; there are: {names}",
+        )
+    return found
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the stage's folder; SourceError where another training does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise SourceError(
+            "another training is writing here", file=folder, todo="wait for it, or stop it"
+        ) from None
+    finally:
+        os.close(handle)
+
+
+def _same_job(job, workers: int) -> None:
+    """Note what the training is of; SourceError where the checkpoint that is there is of another.
+
+    What changes no number (who accumulates, how often to save) is left out.
+    """
+    from ..augment.training import CHECKPOINT
+    from ..writers.atomic import write_atomic
+    from .plan import differences, source_fingerprint
+
+    dataset = job.open_source()
+    shards = [s for split in dataset.splits if split.name in job.splits for s in split.shards]
+    plan = {
+        "recipe": job.recipe.to_dict(),
+        "source": source_fingerprint(dataset, shards)["shards"],
+        "splits": list(job.splits),
+        "episodes": job.episodes,
+        "tuning": job.tuning,
+        "initial": job.initial is not None,
+        "schedule": {k: v for k, v in asdict(job.schedule).items()
+                     if k in job.schedule.binding()},
+        "workers x accumulate": max(1, workers) * job.schedule.accumulate,
+    }  # fmt: skip
+    plan = json.loads(json.dumps(plan))
+    path = job.folder / _PLAN
+    if (job.folder / CHECKPOINT).exists() and path.exists():
+        different = differences(json.loads(path.read_text()), plan)
+        if different:
+            raise SourceError(
+                f"holds another training: {'; '.join(different[:3])}",
+                file=job.folder,
+                todo="give the same options to go on, or another --out",
+            )
+    write_atomic(path, (json.dumps(plan, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _here(stage, job) -> dict:
+    """Train in this process."""
     import torch
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    steps, batch, rate = DEFAULTS[args.stage]
-    schedule = Schedule(
-        steps=args.steps or steps,
-        batch=args.batch or batch,
-        rate=args.rate or rate,
-        save=args.save,
-        seed=args.seed,
-    )
-    validation = args.validation if args.validation in names else None
-    stage = _reconstruction if args.stage == "reconstruction" else _generation
-    path, figures = stage(args, dataset, recipe, schedule, validation)
-    say(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    for name, value in figures.items():
-        say(f"  {name}: {value:.4g}")
-    if not figures:
-        say(f"  no split {args.validation!r} to measure on")
-    write_json(args.json, {"weights": str(path), "steps": schedule.steps, "validation": figures})
-    return COMPLETE
+    from ..augment.training import Stopped, stop_when
+
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    stop_when(lambda: bool(interrupt.asked()))
+    try:
+        path, figures = stage.train(job)
+    except Stopped as stopped:
+        return {"stopped": [stopped.step, stopped.steps]}
+    finally:
+        stop_when(lambda: False)
+    return {"weights": str(path), "figures": figures}
 
 
-def _arrays(args, dataset, splits: list[str], name: str, rows, identity: dict, clip: int = 1):
-    """The training arrays of some splits, from the cache below --out where they are there."""
-    from ..augment.corpus import build_arrays, count_steps, training_episodes
+def _ray(args: argparse.Namespace, job, workers: int, say) -> dict:
+    """Train on `workers` ranks of a Ray cluster."""
+    from .distribute import cluster_for, train_on
+    from .pool import local_gpus
 
-    key = dataset.profile.wrist.key
-    episodes, longest = count_steps(dataset, splits)
-    limit = args.episodes if splits == args.split else None
-    if limit is not None:
-        episodes = min(episodes, limit)
-    source = {
-        "shards": [
-            [split.name, shard.path.name, shard.path.stat().st_size]
-            for split in dataset.splits
-            if split.name in splits
-            for shard in split.shards
-        ]
-    }
-    return build_arrays(
-        args.out / "cache" / f"{name}-{'-'.join(splits)}",
-        islice(training_episodes(dataset, splits, key, depth=name == "frames"), limit),
-        rows,
-        episodes * max(1, longest // clip),
-        source | identity | ({} if limit is None else {"episodes": limit}),
-        say_total=episodes,
-    )
-
-
-def _reconstruction(args, dataset, recipe, schedule, validation):
-    from ..augment.train_reconstruction import frame_rows, train_reconstruction, validate
-
-    def arrays(splits):
-        rows = lambda episode: frame_rows(episode, recipe)
-        return _arrays(args, dataset, splits, "frames", rows, {"pixels": recipe.pixels})
-
-    path = train_reconstruction(arrays(args.split), schedule, args.out, initial=args.init)
-    return path, validate(path, arrays([validation])) if validation else {}
-
-
-def _generation(args, dataset, recipe, schedule, validation):
-    from ..augment.pipeline import Augmenter
-    from ..augment.recipe import RECONSTRUCTION, get_recipe
-    from ..augment.train_generation import clip_rows, train_generation, validate
-
-    if not (args.out / RECONSTRUCTION).exists():
-        raise SourceError(
-            "stage 2 learns from what stage 1 makes of the corpus, and that is not trained",
-            file=args.out / RECONSTRUCTION,
-            todo="run `wristaugment train reconstruction` with the same --out first",
-        )
-    augmenter = Augmenter(get_recipe("projection"), weights=args.out)
-    identity = {
-        "reconstruction": augmenter.fingerprint[RECONSTRUCTION],
-        "recipe": augmenter.recipe.to_dict(),
-        "seed": args.seed,
-    }
-
-    def arrays(splits):
-        rows = lambda episode: clip_rows(episode, augmenter, args.seed)
-        return _arrays(args, dataset, splits, "clips", rows, identity, clip=recipe.clip)
-
-    path = train_generation(arrays(args.split), schedule, args.out, initial=args.init)
-    return path, validate(path, arrays([validation]), args.seed) if validation else {}
+    gpus = 0 if job.device == "cpu" else (local_gpus() if not args.address else workers)
+    with cluster_for(workers, gpus, args.address) as cluster:
+        interrupt.check()
+        say(f"{workers} workers on {'GPUs' if gpus else 'CPUs'}")
+        return train_on(cluster, job, workers, say)

@@ -1,0 +1,218 @@
+"""The stages that `wristaugment train` knows: who prepares and who trains what.
+
+A stage is looked up by the recipe's generator and the stage's name in `STAGES`. To add one, give
+its two functions and say which options it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from ..augment.recipe import RECONSTRUCTION, Recipe, file_sha256, get_recipe
+from ..augment.schedule import Schedule
+from ..readers.errors import SourceError
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What a stage must know of a training. Small and picklable; paths are absolute.
+
+    Attributes:
+        stage: "reconstruction" or "generation". data_dir, dataset: as in `open_dataset`.
+        splits: to train on; episodes: only the first so many of them.
+        validation: split to measure on, or None.
+        out: receives the weights file of the stage. folder: `out`/`stage`, for `train`.
+        initial: weights file of the stage to start from, as --init. weights: root of the public
+            weights, as --weights. cache: store of pre-computed features, as --cache.
+        tuning: "lora", "full", or "" where the stage has no choice.
+        device: "cpu", "cuda", or "cuda:1" for a rank that has the second GPU.
+    """
+
+    stage: str
+    recipe: Recipe
+    dataset: str
+    data_dir: Path
+    splits: tuple[str, ...]
+    out: Path
+    schedule: Schedule
+    episodes: int | None = None
+    validation: str | None = None
+    initial: Path | None = None
+    weights: Path | None = None
+    cache: Path | None = None
+    tuning: str = ""
+    device: str = "cpu"
+    threads: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints and logs go."""
+        return self.out / self.stage
+
+    def open_source(self):
+        """The dataset, opened by path."""
+        from ..readers import open_dataset
+
+        return open_dataset(self.data_dir, self.dataset)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage of one kind of recipe is trained.
+
+    Attributes:
+        prepare: called once before any training, in the command's own process: refuses what is
+            wrong (SourceError, WeightsError) and fills caches below `job.out`. It calls its second
+            argument often, which raises where the user has asked for a stop.
+        train: called on every rank, with torch.distributed initialised where there are several;
+            runs `augment.training.train` with `job.schedule` in `job.folder` on `job.device`;
+            returns the weights file and the figures reached (rank 0's are reported).
+        gpus: whether it uses GPUs. options: which of "weights", "cache", "tuning" it takes.
+    """
+
+    prepare: Callable[[TrainJob, Callable[[], None]], None]
+    train: Callable[[TrainJob], tuple[Path, dict[str, float]]]
+    gpus: bool = False
+    options: frozenset[str] = frozenset()
+
+
+def get_stage(recipe: Recipe, stage: str) -> Stage:
+    """The stage of a recipe; SourceError where it is not trained."""
+    found = STAGES.get((recipe.generator, stage))
+    if found is None:
+        known = sorted({kind for kind, name in STAGES if name == stage})
+        raise SourceError(
+            f"there is no training of {stage} for recipe {recipe.name!r} ({recipe.generator})",
+            key="--recipe",
+            todo=f"choose a recipe whose generator is {' or '.join(known)}",
+        )
+    return found
+
+
+# -- nano ------------------------------------------------------------------------------------------
+
+
+def _nothing() -> None:
+    """Nobody to ask for a stop."""
+
+
+def _arrays(job, splits, name, rows, identity, clip=1, check=_nothing):
+    """The training arrays of some splits, from the cache below --out where they are there."""
+    from ..augment.corpus import build_arrays, count_steps, training_episodes
+
+    dataset = job.open_source()
+    episodes, longest = count_steps(dataset, splits)
+    limit = job.episodes if splits == job.splits else None
+    if limit is not None:
+        episodes = min(episodes, limit)
+    source = {
+        "shards": [
+            [split.name, shard.path.name, shard.path.stat().st_size]
+            for split in dataset.splits
+            if split.name in splits
+            for shard in split.shards
+        ]
+    }
+
+    def checked(episode):
+        check()
+        return rows(episode)
+
+    key = dataset.profile.wrist.key
+    return build_arrays(
+        job.out / "cache" / f"{name}-{'-'.join(splits)}",
+        islice(training_episodes(dataset, list(splits), key, depth=name == "frames"), limit),
+        checked,
+        episodes * max(1, longest // clip),
+        source | identity | ({} if limit is None else {"episodes": limit}),
+        say_total=episodes,
+    )
+
+
+def _frames(job: TrainJob, splits: tuple[str, ...], check=_nothing):
+    from ..augment.train_reconstruction import frame_rows
+
+    rows = lambda episode: frame_rows(episode, job.recipe)
+    return _arrays(job, splits, "frames", rows, {"pixels": job.recipe.pixels}, check=check)
+
+
+def _clips(job: TrainJob, splits: tuple[str, ...], check=_nothing):
+    from ..augment.train_generation import clip_rows
+
+    recipe = get_recipe("projection")
+    identity = {
+        "reconstruction": file_sha256(job.out / RECONSTRUCTION),
+        "recipe": recipe.to_dict(),
+        "seed": job.schedule.seed,
+    }
+    augmenter = None
+
+    def rows(episode):
+        nonlocal augmenter
+        if augmenter is None:  # a cache that is there needs none
+            from ..augment.pipeline import Augmenter
+
+            augmenter = Augmenter(recipe, weights=job.out)
+        return clip_rows(episode, augmenter, job.schedule.seed)
+
+    return _arrays(job, splits, "clips", rows, identity, clip=job.recipe.clip, check=check)
+
+
+def _prepare_reconstruction(job: TrainJob, check: Callable[[], None]) -> None:
+    if job.initial is not None:
+        from ..augment.train_reconstruction import NANO
+        from ..models.checkpoints import load_weights
+        from ..models.vggt import VGGT
+
+        load_weights(job.initial, VGGT(NANO))
+    for splits in filter(all, (job.splits, (job.validation,))):
+        _frames(job, splits, check)
+
+
+def _prepare_generation(job: TrainJob, check: Callable[[], None]) -> None:
+    if not (job.out / RECONSTRUCTION).exists():
+        raise SourceError(
+            "stage 2 learns from what stage 1 makes of the corpus, and that is not trained",
+            file=job.out / RECONSTRUCTION,
+            todo="run `wristaugment train reconstruction` with the same --out first",
+        )
+    if job.initial is not None:
+        from ..models.checkpoints import load_weights
+        from ..models.generator import GeneratorConfig, WristGenerator
+
+        load_weights(job.initial, WristGenerator(GeneratorConfig()))
+    for splits in filter(all, (job.splits, (job.validation,))):
+        _clips(job, splits, check)
+
+
+def _train_reconstruction(job: TrainJob) -> tuple[Path, dict[str, float]]:
+    from ..augment import parallel
+    from ..augment.train_reconstruction import train_reconstruction, validate
+
+    held = _frames(job, (job.validation,)) if job.validation else None
+    path = train_reconstruction(
+        _frames(job, job.splits), job.schedule, job.out, initial=job.initial, validation=held
+    )
+    return path, validate(path, held) if held is not None and parallel.rank() == 0 else {}
+
+
+def _train_generation(job: TrainJob) -> tuple[Path, dict[str, float]]:
+    from ..augment import parallel
+    from ..augment.train_generation import train_generation, validate
+
+    held = _clips(job, (job.validation,)) if job.validation else None
+    path = train_generation(
+        _clips(job, job.splits), job.schedule, job.out, initial=job.initial, validation=held
+    )
+    measured = held is not None and parallel.rank() == 0
+    return path, validate(path, held, job.schedule.seed) if measured else {}
+
+
+# (the recipe's generator, the stage) -> how it is trained.
+STAGES: dict[tuple[str, str], Stage] = {
+    ("wrist-dit", "reconstruction"): Stage(_prepare_reconstruction, _train_reconstruction),
+    ("wrist-dit", "generation"): Stage(_prepare_generation, _train_generation),
+}

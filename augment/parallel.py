@@ -6,12 +6,14 @@ than its `forward`, and leave parts out from step to step, which that wrapper do
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_BUCKET = 16 * 2**20  # elements
 
 
 def rank() -> int:
@@ -42,8 +44,10 @@ def gather(value: Any) -> list[Any]:
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every rank rank 0's values, in place."""
     if world() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
+        for bucket in _buckets([tensor.detach() for tensor in tensors]):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            dist.broadcast(flat, 0)
+            _spread(flat, bucket)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
@@ -66,14 +70,32 @@ def sum_gradients(parameters: list[nn.Parameter]) -> None:
     device = parameters[0].device
     used = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
     dist.all_reduce(used, dist.ReduceOp.MAX)
-    pending = []
+    gradients = []
     for parameter, anyone in zip(parameters, used.tolist(), strict=True):
         if anyone:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            pending.append(dist.all_reduce(parameter.grad, async_op=True))
-    for work in pending:
-        work.wait()
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        _spread(flat, bucket)
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in groups of one kind and about `_BUCKET` elements: a call each is slow."""
+    kinds: dict[tuple, list[Tensor]] = {}
+    for tensor in tensors:
+        kind = kinds.setdefault((tensor.dtype, tensor.device), [])
+        kind.append(tensor)
+        if sum(t.numel() for t in kind) >= _BUCKET:
+            yield kinds.pop((tensor.dtype, tensor.device))
+    yield from kinds.values()
+
+
+def _spread(flat: Tensor, into: list[Tensor]) -> None:
+    for part, tensor in zip(flat.split([t.numel() for t in into]), into, strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def _together() -> bool:

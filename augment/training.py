@@ -8,6 +8,7 @@ accumulates twice as many.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -113,6 +114,7 @@ def train(
     first, recent = _resume(folder / CHECKPOINT, network, optimizer, average, schedule, count)
     parallel.broadcast(trained_state(network).values())
     learning = [p for p in network.parameters() if p.requires_grad]
+    parts = _parts(network, schedule.clip)
     journal = None
     if leader:
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,9 +139,7 @@ def train(
                 (values["loss"] / count if count > 1 else values["loss"]).backward()
                 recent.append([step, stream, {k: v.detach() for k, v in values.items()}])
             parallel.sum_gradients(learning)
-            # Each part on its own: a wild gradient in one head must not silence the others.
-            norms = [nn.utils.clip_grad_norm_(part.parameters(), schedule.clip)
-                     for part in (list(network.children()) or [network])]  # fmt: skip
+            norms = [nn.utils.clip_grad_norm_(part, most) for part, most in parts]
             if all(torch.isfinite(norm) for norm in norms):
                 optimizer.step()
                 average.update(network, step)
@@ -199,6 +199,21 @@ def _optimizer(
         weight_decay=schedule.decay,
         betas=schedule.betas,
     )
+
+
+def _parts(network: nn.Module, clip: float) -> list[tuple[list[nn.Parameter], float]]:
+    """(what learns, its largest norm) of each of the network's parts.
+
+    Each part on its own: a wild gradient in one head must not silence the others. Parameters of the
+    network itself, where it has parts, are looked at (a step that is not finite is left out) and
+    not clipped.
+    """
+    children = list(network.children())
+    parts = [(list(part.parameters()), clip) for part in children or [network]]
+    if children:
+        parts.append((list(network.parameters(recurse=False)), math.inf))
+    learning = [([p for p in found if p.requires_grad], most) for found, most in parts]
+    return [(found, most) for found, most in learning if found]
 
 
 def _resume(

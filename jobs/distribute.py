@@ -26,6 +26,17 @@ from .stages import TrainJob, get_stage
 
 _STOP, _OUTCOME, _RAY = "stop", "outcome.json", "ray"
 _POLL = 0.3  # seconds
+# Read as Ray starts; what the user has set stays. A worker is the job and no helper: at Ray's own
+# niceness of 15 whatever else the machine does would stop it. Ray Train gives workers a minute to
+# start, which a busy machine's disk does not keep; and every helper is a process that loads for
+# seconds.
+_SETTINGS = {
+    "RAY_worker_niceness": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
 
 
 @contextlib.contextmanager
@@ -38,6 +49,8 @@ def cluster_for(workers: int, gpus: int, address: str | None) -> Iterator[Cluste
     Raises:
         SourceError: it has too few GPUs, or CPUs.
     """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     with Cluster(address, gpus=gpus, least_cpus=workers) as cluster:
         interrupt.arm()  # ray.init has put its own handler in place
         kind = "cuda" if gpus else "cpu"

@@ -58,7 +58,7 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if address:
-            _answers(address)
+            answers(address)
         import ray
 
         self.ray = ray
@@ -106,7 +106,7 @@ class Cluster:
         return int(self.ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
 
 
-def _answers(address: str) -> None:
+def answers(address: str) -> None:
     """Raise SourceError if nothing listens at host:port; Ray itself would try for ten minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():

@@ -1,7 +1,7 @@
 """The stages that `wristaugment train` knows: who prepares and who trains what.
 
 A stage is looked up by the recipe's generator and the stage's name in `STAGES`. To add one, give
-its two functions and say which options it takes.
+its functions and say which options it takes.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ class Stage:
     """How one stage of one kind of recipe is trained.
 
     Attributes:
-        prepare: called once before any training, in the command's own process: refuses what is
-            wrong (SourceError, WeightsError) and fills caches below `job.out`. It calls its second
+        check: called first, in the command's own process: refuses what is wrong (SourceError,
+            WeightsError), and writes nothing.
+        prepare: called next, once and there too: fills caches below `job.out`. It calls its second
             argument often, which raises where the user has asked for a stop.
         train: called on every rank, with torch.distributed initialised where there are several;
             runs `augment.training.train` with `job.schedule` in `job.folder` on `job.device`;
@@ -73,6 +74,7 @@ class Stage:
         gpus: whether it uses GPUs. options: which of "weights", "cache", "tuning" it takes.
     """
 
+    check: Callable[[TrainJob], None]
     prepare: Callable[[TrainJob, Callable[[], None]], None]
     train: Callable[[TrainJob], tuple[Path, dict[str, float]]]
     gpus: bool = False
@@ -161,29 +163,44 @@ def _clips(job: TrainJob, splits: tuple[str, ...], check=_nothing):
     return _arrays(job, splits, "clips", rows, identity, clip=job.recipe.clip, check=check)
 
 
-def _prepare_reconstruction(job: TrainJob, check: Callable[[], None]) -> None:
-    if job.initial is not None:
-        from ..augment.train_reconstruction import NANO
-        from ..models.checkpoints import load_weights
-        from ..models.vggt import VGGT
+def _check_reconstruction(job: TrainJob) -> None:
+    from ..augment.corpus import require_calibration, training_episodes
+    from ..augment.train_reconstruction import NANO
+    from ..models.checkpoints import load_weights
+    from ..models.vggt import VGGT
 
+    if job.initial is not None:
         load_weights(job.initial, VGGT(NANO))
+    dataset = job.open_source()
+    for splits in filter(all, (job.splits, (job.validation,))):
+        for episode in training_episodes(dataset, splits, dataset.profile.wrist.key, depth=True):
+            require_calibration(episode)
+            break
+
+
+def _prepare_reconstruction(job: TrainJob, check: Callable[[], None]) -> None:
     for splits in filter(all, (job.splits, (job.validation,))):
         _frames(job, splits, check)
 
 
-def _prepare_generation(job: TrainJob, check: Callable[[], None]) -> None:
+def _check_generation(job: TrainJob) -> None:
     if not (job.out / RECONSTRUCTION).exists():
         raise SourceError(
             "stage 2 learns from what stage 1 makes of the corpus, and that is not trained",
             file=job.out / RECONSTRUCTION,
             todo="run `wristaugment train reconstruction` with the same --out first",
         )
+    from ..augment.pipeline import load_reconstruction
+
+    load_reconstruction(job.out / RECONSTRUCTION)
     if job.initial is not None:
         from ..models.checkpoints import load_weights
         from ..models.generator import GeneratorConfig, WristGenerator
 
         load_weights(job.initial, WristGenerator(GeneratorConfig()))
+
+
+def _prepare_generation(job: TrainJob, check: Callable[[], None]) -> None:
     for splits in filter(all, (job.splits, (job.validation,))):
         _clips(job, splits, check)
 
@@ -213,6 +230,8 @@ def _train_generation(job: TrainJob) -> tuple[Path, dict[str, float]]:
 
 # (the recipe's generator, the stage) -> how it is trained.
 STAGES: dict[tuple[str, str], Stage] = {
-    ("wrist-dit", "reconstruction"): Stage(_prepare_reconstruction, _train_reconstruction),
-    ("wrist-dit", "generation"): Stage(_prepare_generation, _train_generation),
+    ("wrist-dit", "reconstruction"): Stage(
+        _check_reconstruction, _prepare_reconstruction, _train_reconstruction
+    ),
+    ("wrist-dit", "generation"): Stage(_check_generation, _prepare_generation, _train_generation),
 }

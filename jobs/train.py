@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..augment.schedule import DEFAULTS, defaults_of
 from ..readers.errors import SourceError
+from ..writers.atomic import write_atomic
 from . import interrupt
 from .output import COMPLETE, speaker, write_json
 
@@ -117,8 +118,10 @@ def run(args: argparse.Namespace) -> int:
     say = speaker(args.json)
     job, workers = plan_job(args)
     stage = get_stage(job.recipe, job.stage)
+    stage.check(job)
+    plan = _same_job(job, workers)
     with interrupt.armed(), _alone(job.folder):
-        _same_job(job, workers)
+        write_atomic(job.folder / _PLAN, plan)
         stage.prepare(job, interrupt.check)
         interrupt.check()
         outcome = _ray(args, job, workers, say) if workers else _here(stage, job)
@@ -145,7 +148,7 @@ def plan_job(args: argparse.Namespace):
         SourceError: anything that can be told without opening an episode is wrong.
     """
     from ..augment.recipe import get_recipe
-    from .pool import local_gpus
+    from .pool import answers, local_gpus
     from .stages import TrainJob, get_stage
 
     _numbers(args)
@@ -174,6 +177,8 @@ def plan_job(args: argparse.Namespace):
         log=args.log_every,
         seed=args.seed,
     )
+    if args.address:
+        answers(args.address)
     gpus = local_gpus() if stage.gpus else 0
     job = TrainJob(
         stage=args.stage,
@@ -252,13 +257,12 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _same_job(job, workers: int) -> None:
-    """Note what the training is of; SourceError where the checkpoint that is there is of another.
+def _same_job(job, workers: int) -> bytes:
+    """What the training is of, as JSON; SourceError where the checkpoint there is of another.
 
     What changes no number (who accumulates, how often to save) is left out.
     """
     from ..augment.training import CHECKPOINT
-    from ..writers.atomic import write_atomic
     from .plan import differences, source_fingerprint
 
     dataset = job.open_source()
@@ -284,7 +288,7 @@ def _same_job(job, workers: int) -> None:
                 file=job.folder,
                 todo="give the same options to go on, or another --out",
             )
-    write_atomic(path, (json.dumps(plan, indent=2, sort_keys=True) + "\n").encode())
+    return (json.dumps(plan, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _here(stage, job) -> dict:

@@ -1,0 +1,238 @@
+"""`wristaugment train` as users start it: learns, is killed and resumed, stops, runs on two ranks.
+
+The corpus in tests/fixtures/corpus was made by `wristaugment simulate --depth` with pictures of
+half the size (scene.HEIGHT, WIDTH = 90, 160).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from wristaugment.jobs import cli
+
+HERE = Path(__file__).resolve().parents[1]
+CORPUS = HERE / "fixtures" / "corpus"
+NANO = HERE.parent / "models" / "weights" / "nano"
+SOURCE = ("--dataset", "droid", "--data-dir", str(CORPUS))
+LIMIT = 600.0  # seconds for anything to happen
+# No warm-up, and a line a step, so that a few steps have something to show.
+SHORT = ("--log-every", "1", "--warmup", "0", "--threads", "1")
+OPTIONS = {
+    "reconstruction": ("--steps", "8", "--batch", "2", "--save", "3", *SHORT),
+    "generation": ("--steps", "10", "--batch", "1", "--save", "4", *SHORT),
+}
+
+
+def command(stage: str, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "wristaugment", "train", stage, *SOURCE, "--out", str(out), *more]
+
+
+@contextlib.contextmanager
+def running(line: list[str]):
+    """A training in a process group of its own; killed whatever happens."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, start_new_session=True, env=env, **pipes) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def finish(process: subprocess.Popen) -> str:
+    said, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, errors
+    return said
+
+
+def log(out: Path, stage: str) -> list[dict]:
+    path = out / stage / "log.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def figures(out: Path, stage: str) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in log(out, stage)]
+
+
+def wait_for_step(process: subprocess.Popen, out: Path, stage: str, step: int) -> None:
+    """Until the log has `step`'s line; the process must not end before."""
+    until = time.monotonic() + LIMIT
+    while not any(line["step"] >= step for line in log(out, stage)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A folder with nano's first stage, for the second."""
+    folder = tmp_path_factory.mktemp("prepared")
+    shutil.copyfile(NANO / "reconstruction.safetensors", folder / "reconstruction.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["reconstruction", "generation"])
+def test_it_learns_and_killed_it_goes_on_to_the_same_numbers(stage, prepared, tmp_path):
+    kept, whole, killed = OPTIONS[stage][5], tmp_path / "whole", tmp_path / "killed"
+    for out in (whole, killed):
+        shutil.copytree(prepared, out)
+    with running(command(stage, whole, *OPTIONS[stage])) as first:
+        line = command(stage, killed, *OPTIONS[stage])
+        with running(line) as second:
+            # There is a checkpoint, and more was done since.
+            wait_for_step(second, killed, stage, int(kept) + 1)
+            os.killpg(second.pid, signal.SIGKILL)
+            assert second.wait() == -signal.SIGKILL
+        assert (killed / stage / "checkpoint.pt").exists()
+        before = (
+            (killed / f"{stage}.safetensors").read_bytes() if stage == "reconstruction" else b""
+        )
+        with running(line) as third:
+            said = finish(third)
+        finish(first)
+    assert "weights: " in said and before != (killed / f"{stage}.safetensors").read_bytes()
+    found = figures(killed, stage)
+    assert found == figures(whole, stage)
+    losses = [line["loss"] for line in found]
+    assert [line["step"] for line in found] == list(range(1, len(found) + 1))
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3]), losses
+    ours, theirs = (load_file(out / f"{stage}.safetensors") for out in (killed, whole))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+    again = torch.load(killed / stage / "checkpoint.pt", weights_only=True)
+    assert again["step"] == len(found)
+    assert (killed / stage / "tensorboard").is_dir()
+    # A finished training is not begun again, and no other is mistaken for it.
+    other = command(stage, killed, *OPTIONS[stage], "--rate", "1e-5")
+    done = subprocess.run(other, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 2 and "holds another training" in done.stderr
+    assert "rate is 0.0008 there and 1e-05 here" in done.stderr
+
+
+def test_two_workers_are_stopped_and_go_on_to_what_one_reaches(prepared, tmp_path):
+    stage, alone, ranks = "reconstruction", tmp_path / "alone", tmp_path / "ranks"
+    options = ("--steps", "5", "--batch", "1", "--save", "100", *SHORT)
+    with running(command(stage, alone, *options, "--accumulate", "2")) as process:
+        finish(process)
+    shutil.copytree(alone / "cache", ranks / "cache")
+    line = command(stage, ranks, *options, "--workers", "2")
+    with running(line) as process:
+        wait_for_step(process, ranks, stage, 2)
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 75, errors
+    assert "run the same command to go on" in said and "step 1: loss" in said
+    saved = torch.load(ranks / stage / "checkpoint.pt", weights_only=True)
+    assert 2 <= saved["step"] < 5
+    with running([*line, "--json", "-"]) as process:
+        reached = json.loads(finish(process))
+    assert reached["validation"]["depth_cm_rays"] > 0
+    left = {path.name for path in (ranks / stage).iterdir()}
+    assert left == {"checkpoint.pt", "lock", "log.jsonl", "plan.json", "tensorboard"}
+    for found, wanted in zip(figures(ranks, stage), figures(alone, stage), strict=True):
+        assert found == pytest.approx(wanted, rel=0.02)
+    ours, theirs = (load_file(out / f"{stage}.safetensors") for out in (ranks, alone))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-2, atol=1e-3)
+
+
+def refused(capsys, tmp_path, *more: str, stage: str = "reconstruction") -> str:
+    """The one line that a refused training gets."""
+    out = tmp_path / "out"
+    assert cli.main(["train", stage, *SOURCE, "--out", str(out), *more]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("wristaugment: error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--recipe", "mega"], "unknown recipe 'mega'"),
+        (["--recipe", "constant"], "there is no training of reconstruction for recipe 'constant'"),
+        (["--workers", "0"], "--workers"),
+        (["--accumulate", "0"], "--accumulate"),
+        (["--steps", "-1"], "--steps"),
+        (["--rate", "3"], "--rate"),
+        (["--validate-every", "-1"], "--validate-every"),
+        (["--split", "holdout"], "holdout"),
+        (["--validation", "holdout"], "holdout"),
+        (["--init", "/nowhere.safetensors"], "/nowhere.safetensors"),
+        (["--lora"], "'--lora'"),
+        (["--full"], "'--full'"),
+        (["--weights", "/nowhere"], "'--weights'"),
+        (["--cache", "/nowhere"], "'--cache'"),
+        (["--address", "127.0.0.1:9"], "cannot reach a Ray cluster at 127.0.0.1:9"),
+    ],
+)
+def test_bad_options_are_one_line(capsys, tmp_path, more, said):
+    assert said in refused(capsys, tmp_path, *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_network_are_refused(capsys, tmp_path):
+    other = str(NANO / "generation.safetensors")
+    assert "not the weights of this network" in refused(capsys, tmp_path, "--init", other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_second_stage_needs_the_first(capsys, tmp_path):
+    assert "train reconstruction" in refused(capsys, tmp_path, stage="generation")
+
+
+def test_only_one_training_at_a_time_writes_to_a_folder(capsys, tmp_path):
+    import fcntl
+
+    folder = tmp_path / "out" / "reconstruction"
+    folder.mkdir(parents=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another training is writing here" in refused(capsys, tmp_path)
+
+
+def test_a_stage_can_be_plugged_in(capsys, tmp_path, monkeypatch):
+    from wristaugment.jobs import stages
+
+    seen = []
+
+    def train(job):
+        seen.append(job)
+        weights = job.out / f"{job.stage}.safetensors"
+        weights.write_bytes(b"weights")
+        return weights, {"figure": 2.0}
+
+    stage = stages.Stage(
+        lambda job: seen.append("check"),
+        lambda job, check: seen.append("prepare"),
+        train,
+        options=frozenset({"tuning", "weights"}),
+    )
+    monkeypatch.setitem(stages.STAGES, ("video-dit", "generation"), stage)
+    line = ["train", "generation", *SOURCE, "--out", str(tmp_path), "--recipe", "paper"]
+    assert cli.main([*line, "--weights", str(tmp_path), "--precision", "fp32"]) == 0
+    assert "figure: 2" in capsys.readouterr().out
+    assert seen[:2] == ["check", "prepare"]
+    job = seen[2]
+    assert (job.tuning, job.schedule.rate, job.schedule.batch) == ("lora", 1e-5, 4)
+    assert not job.schedule.bf16 and job.validation == "val" and job.weights == tmp_path
+
+
+def test_help_shows_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert "paper reconstruction: 30000 steps, batch 4, accumulate 3, rate 2e-05" in said

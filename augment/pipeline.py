@@ -78,17 +78,23 @@ class Augmenter:
 
     Args:
         recipe: a name or a Recipe. device: where the networks run. weights: a folder to take them
-            from in place of the recipe's own.
+            from in place of the recipe's own. generator: whether stage 2 is opened too.
 
     Raises WeightsError for weights that are missing or do not fit.
     """
 
     def __init__(
-        self, recipe: str | Recipe = "nano", *, device: str = "cpu", weights: Path | None = None
+        self,
+        recipe: str | Recipe = "nano",
+        *,
+        device: str = "cpu",
+        weights: Path | None = None,
+        generator: bool = True,
     ):
         self.recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
         self.device = device
-        located = locate(self.recipe, weights)
+        parts = None if generator else ("vggt", "reconstruction")
+        located = locate(self.recipe, weights, parts=parts)
         self.fingerprint = fingerprint(self.recipe, located=located)
         self.generator: Generator | None = None
         self.wrist_fov: torch.Tensor | None = None
@@ -99,7 +105,8 @@ class Augmenter:
             if self.recipe.form == "paper" and "wrist_fov" in said:
                 # The paper's head learns a pose alone; the camera is the training corpus's.
                 self.wrist_fov = torch.tensor(said["wrist_fov"])
-            self.generator = open_generator(self.recipe, located, device)
+            if generator:
+                self.generator = open_generator(self.recipe, located, device)
             return
         self.reconstruction = load_reconstruction(located["reconstruction"].path).to(device)
         if "generation" in located:

@@ -78,7 +78,8 @@ def open_generator(
     if "generation" in located:
         # LoRA is merged in full precision: what it adds is mostly below the rounding of half.
         dit = open_base(recipe, located)
-        base = {located["dit"].path.name: remembered_sha256(located["dit"].path)}
+        files = located["dit"].files
+        base = {place: remembered_sha256(path) for place, path in files.items()}
         load_generation(located["generation"].path, dit, merge=True, base=base)
         to_precision(dit, dtype)
     else:

@@ -27,7 +27,8 @@ class TrainJob:
         out: receives the weights file of the stage. folder: `out`/`stage`, for `train`.
         initial: weights file of the stage to start from, as --init. weights: root of the public
             weights, as --weights. cache: store of pre-computed features, as --cache.
-        tuning: "lora", "full", or "" where the stage has no choice.
+        tuning: "lora", "full", or "" where the stage has no choice. losses: settings of the
+            stage's losses, as --loss.
         device: "cpu", "cuda", or "cuda:1" for a rank that has the second GPU.
     """
 
@@ -44,6 +45,7 @@ class TrainJob:
     weights: Path | None = None
     cache: Path | None = None
     tuning: str = ""
+    losses: tuple[str, ...] = ()
     device: str = "cpu"
     threads: int | None = None
 
@@ -51,6 +53,21 @@ class TrainJob:
     def folder(self) -> Path:
         """Where checkpoints and logs go."""
         return self.out / self.stage
+
+    def wrist_key(self, dataset) -> str:
+        """The recorded wrist view of the corpus; SourceError where it has none."""
+        if dataset.profile.wrist is None:
+            raise SourceError(
+                "has no recorded wrist view to learn from",
+                file=dataset.folder,
+                todo="train on a corpus that has one (`wristaugment simulate --depth` writes one)",
+            )
+        return dataset.profile.wrist.key
+
+    @property
+    def sets(self) -> list[tuple[str, ...]]:
+        """The splits to train on, and those to measure on where there are any."""
+        return [self.splits] + ([(self.validation,)] if self.validation else [])
 
     def open_source(self):
         """The dataset, opened by path."""
@@ -71,7 +88,8 @@ class Stage:
         train: called on every rank, with torch.distributed initialised where there are several;
             runs `augment.training.train` with `job.schedule` in `job.folder` on `job.device`;
             returns the weights file and the figures reached (rank 0's are reported).
-        gpus: whether it uses GPUs. options: which of "weights", "cache", "tuning" it takes.
+        gpus: whether it uses GPUs. options: which of "weights", "cache", "tuning" and "losses" it
+            takes.
     """
 
     check: Callable[[TrainJob], None]
@@ -83,9 +101,12 @@ class Stage:
 
 def get_stage(recipe: Recipe, stage: str) -> Stage:
     """The stage of a recipe; SourceError where it is not trained."""
-    found = STAGES.get((recipe.generator, stage))
+    from .video_stages import VIDEO_STAGES
+
+    every = STAGES | VIDEO_STAGES
+    found = every.get((recipe.generator, stage))
     if found is None:
-        known = sorted({kind for kind, name in STAGES if name == stage})
+        known = sorted({kind for kind, name in every if name == stage})
         raise SourceError(
             f"there is no training of {stage} for recipe {recipe.name!r} ({recipe.generator})",
             key="--recipe",
@@ -123,7 +144,7 @@ def _arrays(job, splits, name, rows, identity, clip=1, check=_nothing):
         check()
         return rows(episode)
 
-    key = dataset.profile.wrist.key
+    key = job.wrist_key(dataset)
     return build_arrays(
         job.out / "cache" / f"{name}-{'-'.join(splits)}",
         islice(training_episodes(dataset, list(splits), key, depth=name == "frames"), limit),
@@ -172,14 +193,15 @@ def _check_reconstruction(job: TrainJob) -> None:
     if job.initial is not None:
         load_weights(job.initial, VGGT(NANO))
     dataset = job.open_source()
-    for splits in filter(all, (job.splits, (job.validation,))):
-        for episode in training_episodes(dataset, splits, dataset.profile.wrist.key, depth=True):
+    for splits in job.sets:
+        key = job.wrist_key(dataset)
+        for episode in training_episodes(dataset, list(splits), key, depth=True):
             require_calibration(episode)
             break
 
 
 def _prepare_reconstruction(job: TrainJob, check: Callable[[], None]) -> None:
-    for splits in filter(all, (job.splits, (job.validation,))):
+    for splits in job.sets:
         _frames(job, splits, check)
 
 
@@ -201,7 +223,7 @@ def _check_generation(job: TrainJob) -> None:
 
 
 def _prepare_generation(job: TrainJob, check: Callable[[], None]) -> None:
-    for splits in filter(all, (job.splits, (job.validation,))):
+    for splits in job.sets:
         _clips(job, splits, check)
 
 
@@ -224,8 +246,9 @@ def _train_generation(job: TrainJob) -> tuple[Path, dict[str, float]]:
     path = train_generation(
         _clips(job, job.splits), job.schedule, job.out, initial=job.initial, validation=held
     )
-    measured = held is not None and parallel.rank() == 0
-    return path, validate(path, held, job.schedule.seed) if measured else {}
+    if held is None or parallel.rank() > 0:
+        return path, {}
+    return path, validate(path, held, job.schedule.seed)
 
 
 # (the recipe's generator, the stage) -> how it is trained.

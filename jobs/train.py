@@ -53,6 +53,12 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument("stage", choices=("reconstruction", "generation"))
     parser.add_argument("--recipe", default="nano", help="what to train (default nano)")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="settings of the recipe, as in side=392 (stage 1 of paper and official)",
+    )
     source = parser.add_argument_group("corpus")
     source.add_argument("--dataset", required=True, help="profile, as in `run`")
     source.add_argument("--data-dir", required=True, type=Path, help="the corpus")
@@ -92,6 +98,14 @@ def add_parser(subparsers) -> None:
     )
     how.add_argument("--log-every", type=int, metavar="STEPS", help="steps between log lines")
     how.add_argument("--seed", type=int, default=0, help="default: 0")
+    how.add_argument(
+        "--loss",
+        dest="losses",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="settings of stage 1's losses (paper, official), as in spc_form=paper lambda_u=1 "
+        "translation=0.5",
+    )
     where = parser.add_argument_group("machines")
     where.add_argument(
         "--workers",
@@ -147,15 +161,20 @@ def plan_job(args: argparse.Namespace):
     Raises:
         SourceError: anything that can be told without opening an episode is wrong.
     """
-    from ..augment.recipe import get_recipe
+    from ..augment.recipe import change_recipe, get_recipe
     from .pool import answers, local_gpus
     from .stages import TrainJob, get_stage
 
     _numbers(args)
-    recipe = get_recipe(args.recipe)
+    recipe = change_recipe(get_recipe(args.recipe), args.set or ())
     stage = get_stage(recipe, args.stage)
     defaults = defaults_of(recipe.name, args.stage)
-    for name, option in (("weights", "--weights"), ("cache", "--cache"), ("tuning", "--lora")):
+    for name, option in (
+        ("weights", "--weights"),
+        ("cache", "--cache"),
+        ("tuning", "--lora"),
+        ("losses", "--loss"),
+    ):
         if getattr(args, name) is not None and name not in stage.options:
             raise SourceError(
                 f"recipe {recipe.name!r} has no such choice in its {args.stage}",
@@ -193,6 +212,7 @@ def plan_job(args: argparse.Namespace):
         weights=args.weights and args.weights.expanduser().absolute(),
         cache=args.cache and args.cache.expanduser().absolute(),
         tuning=args.tuning or defaults.tuning,
+        losses=tuple(args.losses or ()),
         device="cuda" if gpus or (stage.gpus and args.address) else "cpu",
         threads=args.threads,
     )
@@ -218,12 +238,7 @@ def _numbers(args: argparse.Namespace) -> None:
 def _validation(args: argparse.Namespace, job) -> str | None:
     """The split to measure on; SourceError where the corpus has not what was asked of it."""
     dataset = job.open_source()
-    if dataset.profile.wrist is None:
-        raise SourceError(
-            "has no recorded wrist view to learn from",
-            file=dataset.folder,
-            todo="train on a corpus that has one (`wristaugment simulate --depth` writes one)",
-        )
+    job.wrist_key(dataset)
     names = [split.name for split in dataset.splits]
     for split in [*args.split, *([args.validation] if args.validation else [])]:
         if split not in names:
@@ -273,6 +288,7 @@ def _same_job(job, workers: int) -> bytes:
         "splits": list(job.splits),
         "episodes": job.episodes,
         "tuning": job.tuning,
+        "losses": list(job.losses),
         "initial": job.initial is not None,
         "schedule": {k: v for k, v in asdict(job.schedule).items()
                      if k in job.schedule.binding()},

@@ -177,7 +177,7 @@ def _paper(root: Path) -> None:
     state = vggt.state_dict()
     public = {k: v for k, v in state.items() if not k.startswith("wrist_head.")}
     save_file(public, path)
-    _write_config(path.parent, {k: v for k, v in VGGT_SIZES.items()})
+    _write_config(path.parent, VGGT_SIZES | {"wrist": PAPER_WRIST})
     wrist = {k: v for k, v in state.items() if k.startswith("wrist_head.")}
     config = {
         "form": "paper",

@@ -182,7 +182,7 @@ class LatentStore:
         folders = root.iterdir() if root.is_dir() else ()
         found = sorted(p.name for p in folders if not p.name.startswith("."))
         if splits is not None:
-            found = [name for name in found if name.rsplit("-", 2)[0] in splits]
+            found = [name for name in found if split_of(name) in splits]
         return [name for name in found if self._complete(_RECORDS, name)]
 
     def has(self, record: Record) -> bool:
@@ -338,6 +338,11 @@ def record_name(record: Record) -> str:
     return f"{record.split}-{record.shard:05d}-{record.index:06d}"
 
 
+def split_of(name: str) -> str:
+    """The split of a record's group."""
+    return name.rsplit("-", 2)[0]
+
+
 def prompt_name(prompt: str) -> str:
     """A prompt's group."""
     return hashlib.sha256(prompt.encode()).hexdigest()
@@ -418,23 +423,37 @@ def source_episodes(
     *,
     limit: int | None = None,
     part: tuple[int, int] = (0, 1),
+    have: Callable[[Record], bool] = lambda record: False,
 ) -> Iterator[tuple[Record, Callable[[], Episode]]]:
     """The records of a dataset, each with what reads it.
 
     Args:
         limit: only the first records. part: (k, n) for every n-th record from the k-th on.
+        have: records that nobody will read; a shard of them alone is not opened.
     """
-    count = 0
+    first = 0  # of the records that come before the shard
     for split in dataset.splits:
         if split.name not in splits:
             continue
         for shard in split.shards:
+            wanted = [
+                index
+                for index in range(shard.records)
+                if (limit is None or first + index < limit) and (first + index) % part[1] == part[0]
+            ]
+            first += shard.records
+            records = [Record(split.name, shard.index, index) for index in wanted]
+            if all(have(record) for record in records):
+                yield from ((record, _unread) for record in records)
+                continue
+            chosen = set(wanted)
             for raw in dataset.records(shard):
-                if limit is not None and count >= limit:
-                    return
-                count += 1
-                if (count - 1) % part[1] == part[0]:
+                if raw.record.index in chosen:
                     yield raw.record, _reader(dataset, raw, wrist_key)
+
+
+def _unread() -> Episode:
+    raise RuntimeError("this record is there already, and was not read again")
 
 
 def _reader(dataset: Any, raw: Any, wrist_key: str) -> Callable[[], Episode]:

@@ -28,10 +28,11 @@ from ..models.lora import (
     read_generation,
     save_generation,
 )
-from ..models.video_dit import VideoDiT, change_views
+from ..models.video_dit import VideoDiT, VideoDiTConfig, change_views
 from ..readers.errors import SourceError
 from . import parallel
-from .cache import LatentStore, Window
+from .cache import LatentStore, Window, split_of
+from .checkpoint import load_trained
 from .recipe import GENERATION
 from .training import Schedule, train
 from .video import to_frames
@@ -98,23 +99,35 @@ def shifted(level: Tensor, shift: float) -> Tensor:
     return shift * level / (1 + (shift - 1) * level)
 
 
-def check_training(
-    store: LatentStore, network: VideoDiT, records: Sequence[str], views: int
-) -> None:
-    """SourceError for a store that this network cannot be trained on, before any work is done."""
+def training_records(
+    store: LatentStore,
+    splits: Sequence[str] | None = None,
+    validation: Sequence[str] = (),
+    limit: int | None = None,
+) -> list[str]:
+    """The records of a store that `train_video` trains on; see there."""
+    found = store.records(splits)
+    if splits is None:
+        found = [name for name in found if split_of(name) not in validation]
+    return found[:limit]
+
+
+def check_training(store: LatentStore, config: VideoDiTConfig, records: Sequence[str]) -> None:
+    """SourceError for a store that a network of these sizes cannot be trained on."""
     todo = "make a cache with this recipe (`wristaugment cache`)"
     if not records:
         raise SourceError(
             "the cache holds no record of the split to train on", file=store.path, todo=todo
         )
     most = max(len(store.views(name)) for name in records)
-    if most > views:
+    if most > config.views:
         raise SourceError(
-            f"its records have up to {most} anchor views; the generator is trained for {views}",
+            f"its records have up to {most} anchor views; the generator is trained for "
+            f"{config.views}",
             file=store.path,
-            todo=f"train it for {most} with --views {most}",
+            todo=f"train it for {most}",
         )
-    window, config = store.window(records[0]), network.config
+    window = store.window(records[0])
     for what, found, wanted in (
         ("form", store.identity["recipe"]["form"], config.form),
         ("latent channels", window.wrist.shape[0], config.latent_channels),
@@ -133,17 +146,14 @@ def check_training(
             file=store.path,
             todo=todo,
         )
-    try:
-        network.tokens.check(store.clip, 1)
-        if store.clip * most > config.context_tokens:
-            raise ValueError(
-                f"{store.clip} frames of {most} views do not fit the context of "
-                f"{config.context_tokens} tokens"
-            )
-    except ValueError as error:
+    todo = "make a cache of shorter clips (--set clip=...)"
+    if store.clip > config.frames or store.clip * most > config.context_tokens:
         raise SourceError(
-            str(error), file=store.path, todo="make a cache of shorter clips (--set clip=...)"
-        ) from None
+            f"clips of {store.clip} frames and {most} views; the generator has embeddings for "
+            f"{config.frames} frames and a context of {config.context_tokens} tokens",
+            file=store.path,
+            todo=todo,
+        )
 
 
 def train_video(
@@ -159,6 +169,7 @@ def train_video(
     drop: float = 0.1,
     views: int | None = None,
     splits: Sequence[str] | None = None,
+    limit: int | None = None,
     validation: Sequence[str] = (),
     initial: Path | None = None,
     fingerprint: Mapping[str, str] | None = None,
@@ -174,10 +185,11 @@ def train_video(
         store: of the corpus. base: the network to start from; it is trained in place.
         mode: "lora" (the paper) or "full". rank, alpha: of the LoRA.
         shift: of the noise levels. drop: share of clips that learn the negative branch.
-        views: anchor views to train for; view embeddings start anew where the base or `initial`
-            has another number, and nothing else does.
-        splits: that are trained on (default: all but `validation`). validation: splits on which a
-            loss is reported.
+        views: anchor views to train for (default: as many as the records have, if the base or
+            `initial` knows of fewer). Where that is another number view embeddings start anew, and
+            nothing else does.
+        splits: that are trained on (default: all but `validation`); limit: only the first records
+            of them. validation: splits on which a loss is reported.
         initial: a generation file to go on from.
         fingerprint: {name: SHA-256} of the files that `base` was read from.
         decode: latents [1, 16, F, h, w] -> video [1, 3, T, H, W], for pictures in the log.
@@ -187,28 +199,32 @@ def train_video(
         SourceError: a store that does not fit, or settings that make no sense; a checkpoint of
             other settings.
         WeightsError: an `initial` of another network.
+
+    Returns:
+        the file; `base` then holds the same weights.
     """
     if mode not in MODES:
-        raise SourceError(f"found {mode!r}", key="--tuning", todo=f"choose from {', '.join(MODES)}")
+        raise SourceError(f"found {mode!r}", key="tuning", todo=f"choose from {', '.join(MODES)}")
     if not 0 <= drop < 1:
         raise SourceError(
             f"a share of {drop} dropped prompts", key="drop", todo="give 0 to below 1"
         )
+    if initial is not None and mode == "lora" and read_generation(initial).mode == "full":
+        raise SourceError(
+            "holds whole weights: a LoRA on them would fit nothing that others can fetch",
+            file=initial,
+            todo="train them on with --full",
+        )
+    records = training_records(store, splits, validation, limit)
     network = base
+    if views is None:
+        known = network.config if initial is None else read_generation(initial).sizes
+        views = max([known.views, *(len(store.views(name)) for name in records)])
     if initial is not None:
-        if mode == "lora" and read_generation(initial).mode == "full":
-            raise SourceError(
-                "holds whole weights: a LoRA on them would fit nothing that others can fetch",
-                file=initial,
-                todo="train it on with --tuning full",
-            )
         load_generation(initial, network, views=views, seed=schedule.seed, base=fingerprint)
-    elif views is not None and views != network.config.views:
+    elif views != network.config.views:
         change_views(network, views, torch.Generator().manual_seed(schedule.seed))
-    kept_out = set(validation)
-    found = store.records(splits)
-    records = [n for n in found if splits is not None or n.rsplit("-", 2)[0] not in kept_out]
-    check_training(store, network, records, network.config.views)
+    check_training(store, network.config, records)
     prepare_training(
         network,
         mode,
@@ -231,18 +247,19 @@ def train_video(
         loss = flow_loss(network, clips, noise.to(device), level.to(device))
         return {"loss": loss.mean()}
 
-    held = store.records(validation)[:VALIDATION_WINDOWS] if validation else []
+    held = held_records(store, validation)
     average = train(
         network,
         losses,
         schedule,
         folder / "generation",
         device=device,
-        validate=_validation(store, network, held, negative, schedule, device) if held else None,
-        images=_pictures(store, network, held, schedule, device, decode)
-        if held and decode is not None
+        validate=(lambda: validation_loss(store, network, held, schedule, device))
+        if held
         else None,
+        images=lambda: _pictures(store, network, held, schedule, device, decode),
     )
+    load_trained(network, average.values)
     path = folder / GENERATION
     if parallel.rank() == 0:
         state = file_names(network, average.values)
@@ -257,62 +274,64 @@ def _draw(store: LatentStore, records: Sequence[str], generator: torch.Generator
     return store.window(name, int(torch.randint(store.starts(name), (), generator=generator)))
 
 
-def _validation(
+def held_records(store: LatentStore, validation: Sequence[str]) -> list[str]:
+    """The records that a validation looks at."""
+    return store.records(validation)[:VALIDATION_WINDOWS] if validation else []
+
+
+@torch.no_grad()
+def validation_loss(
     store: LatentStore,
     network: VideoDiT,
     records: Sequence[str],
-    negative: Tensor,
     schedule: Schedule,
-    device: str | torch.device,
-) -> Callable[[], dict[str, float]]:
-    """The loss on the first window of some records, with the same noise every time."""
-
-    @torch.no_grad()
-    def validate() -> dict[str, float]:
-        generator = torch.Generator().manual_seed(schedule.seed)
-        figures: dict[str, list[float]] = {}
-        for name in records:
-            clips = make_clips(network, [store.window(name)], [True], negative, device)
-            noise = torch.randn(clips.clean.shape, generator=generator).to(device)
+    device: str | torch.device = "cpu",
+) -> dict[str, float]:
+    """The loss on the first window of some records, by level, with the same noise every time."""
+    generator = torch.Generator().manual_seed(schedule.seed)
+    figures: dict[str, list[float]] = {}
+    for name in records:
+        window = store.window(name)
+        noise = torch.randn(1, *window.wrist.shape, generator=generator).to(device)
+        with autocast(device, schedule):
+            clips = make_clips(network, [window], [True], window.text, device)
             for level in VALIDATION_LEVELS:
-                with torch.autocast(
-                    torch.device(device).type, torch.bfloat16, enabled=schedule.bf16
-                ):
-                    loss = flow_loss(network, clips, noise, torch.tensor([level], device=device))
+                loss = flow_loss(network, clips, noise, torch.tensor([level], device=device))
                 figures.setdefault(f"loss at {level:g}", []).append(float(loss))
-        means = {name: float(np.mean(values)) for name, values in figures.items()}
-        return {"loss": float(np.mean(list(means.values()))), **means}
-
-    return validate
+    means = {name: float(np.mean(values)) for name, values in figures.items()}
+    return {"loss": float(np.mean(list(means.values()))), **means} if means else {}
 
 
+def autocast(device: str | torch.device, schedule: Schedule) -> torch.autocast:
+    """The precision that a schedule trains in."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=schedule.bf16)
+
+
+@torch.no_grad()
 def _pictures(
     store: LatentStore,
     network: VideoDiT,
     records: Sequence[str],
     schedule: Schedule,
     device: str | torch.device,
-    decode: Callable[[Tensor], Tensor],
-) -> Callable[[], dict[str, np.ndarray]]:
+    decode: Callable[[Tensor], Tensor] | None,
+) -> dict[str, np.ndarray]:
     """The middle frame of some clips: condition map, what the network makes of it, the truth."""
-
-    @torch.no_grad()
-    def images() -> dict[str, np.ndarray]:
-        generator = torch.Generator().manual_seed(schedule.seed)
-        made = {}
-        for name in records[:PICTURES]:
-            window = store.window(name)
+    if decode is None:
+        return {}
+    generator = torch.Generator().manual_seed(schedule.seed)
+    made = {}
+    for name in records[:PICTURES]:
+        window = store.window(name)
+        noise = torch.randn(1, *window.wrist.shape, generator=generator).to(device)
+        with autocast(device, schedule):
             clips = make_clips(network, [window], [True], window.text, device)
-            noise = torch.randn(clips.clean.shape, generator=generator).to(device)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=schedule.bf16):
-                drawn = sample_latents(
-                    network, noise, clips.condition, clips.context, None, steps=PICTURE_STEPS
-                )
-            strips = [
-                to_frames(decode(latents))[store.clip // 2]
-                for latents in (clips.condition, drawn, clips.clean)
-            ]
-            made[name] = np.concatenate(strips, axis=1)
-        return made
-
-    return images
+            drawn = sample_latents(
+                network, noise, clips.condition, clips.context, None, steps=PICTURE_STEPS
+            )
+        strips = [
+            to_frames(decode(latents))[store.clip // 2]
+            for latents in (clips.condition, drawn, clips.clean)
+        ]
+        made[name] = np.concatenate(strips, axis=1)
+    return made

@@ -149,7 +149,9 @@ def run(args: argparse.Namespace) -> int:
             check()
 
         try:
-            episodes = source_episodes(dataset, splits, wrist_key, limit=args.episodes, part=part)
+            episodes = source_episodes(
+                dataset, splits, wrist_key, limit=args.episodes, part=part, have=store.has
+            )
             filled = fill(store, episodes, encoders, recipe, progress=shown)
         finally:
             progress.close()

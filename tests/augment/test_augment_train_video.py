@@ -199,9 +199,23 @@ def test_validation_reports_the_held_out_split_with_the_same_noise(paper, tmp_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LatentStore, "window", spy)
         train_video(paper, small(), replace(QUICK, steps=12), tmp_path / "b", validation=["val"])
-    assert set(drawn) == {"train-00000-000000", "train-00000-000001", "val-00000-000002"} - {
-        "val-00000-000002"
-    }
+        assert set(drawn) == {"train-00000-000000", "train-00000-000001"}
+        drawn.clear()
+        train_video(paper, small(), QUICK, tmp_path / "c", validation=["val"], limit=1)
+        assert set(drawn) == {"train-00000-000000"}
+
+
+def test_the_network_ends_with_what_the_file_says(paper, tmp_path):
+    network = small()
+    schedule = replace(QUICK, average=0.9)
+    path = train_video(paper, network, schedule, tmp_path)
+    again = small()
+    load_generation(path, again)
+    own, other = dict(network.named_parameters()), dict(again.named_parameters())
+    assert all(torch.equal(own[k], other[k]) for k in own)
+    last = torch.load(tmp_path / "generation" / "checkpoint.pt", weights_only=True)["network"]
+    name = "dit.patch_embedding.weight"
+    assert not torch.equal(last[name], own[name])
 
 
 def test_pictures_show_condition_result_and_truth(paper, tmp_path):
@@ -224,9 +238,9 @@ def test_two_views_become_three_and_only_their_embeddings_start_anew(paper, tmp_
     first = train_video(paper, small(), QUICK, tmp_path / "two", fingerprint={"wan": "a"})
     three = make_store(tmp_path / "three-store", views=3)
     with pytest.raises(SourceError, match="up to 3 anchor views; the generator is trained for 2"):
-        train_video(three, small(), QUICK, tmp_path / "no")
+        train_video(three, small(), QUICK, tmp_path / "no", views=2)
     still = replace(QUICK, rate=0.0, decay=0.0, steps=1)
-    again = {"views": 3, "initial": first, "fingerprint": {"wan": "a"}}
+    again = {"initial": first, "fingerprint": {"wan": "a"}}
     path = train_video(three, small(), still, tmp_path / "three", **again)
     old, new = load_file(first), load_file(path)
     assert [k for k in old if not torch.equal(old[k], new[k])] == ["tokens.view_embed.weight"]
@@ -235,8 +249,10 @@ def test_two_views_become_three_and_only_their_embeddings_start_anew(paper, tmp_
     moved = train_video(three, small(), QUICK, tmp_path / "moved", **again)
     assert not torch.equal(load_file(moved)["tokens.view_embed.weight"][2],
                            new["tokens.view_embed.weight"][2])  # fmt: skip
-    fresh = train_video(three, small(), QUICK, tmp_path / "fresh", views=3)
+    fresh = train_video(three, small(), QUICK, tmp_path / "fresh")
     assert read_generation(fresh).sizes.views == 3
+    wide = train_video(paper, small(), QUICK, tmp_path / "wide", views=4)
+    assert read_generation(wide).sizes.views == 4
 
 
 @pytest.mark.parametrize(
@@ -246,7 +262,7 @@ def test_two_views_become_three_and_only_their_embeddings_start_anew(paper, tmp_
         ({"ext_dim": 7}, "width of image features is 24; the generator's is 7"),
         ({"text_dim": 8}, "width of prompts is 20; the generator's is 8"),
         ({"context_tokens": 100}, "512 tokens; the generator's context holds 100"),
-        ({"frames": 4}, "found 5 frames; the generator has embeddings for 4"),
+        ({"frames": 4}, "clips of 5 frames and 2 views; the generator has embeddings for 4 frames"),
     ],
 )
 def test_a_store_that_does_not_fit_is_refused(paper, tmp_path, network, found):
@@ -264,7 +280,7 @@ def test_settings_that_make_no_sense_are_refused(paper, tmp_path):
         with pytest.raises(SourceError, match=found):
             train_video(paper, small(), QUICK, tmp_path / "out", **settings)
     whole = train_video(paper, small(), QUICK, tmp_path / "whole", mode="full")
-    with pytest.raises(SourceError, match=r"holds whole weights.*--tuning full"):
+    with pytest.raises(SourceError, match=r"holds whole weights.*--full"):
         train_video(paper, small(), QUICK, tmp_path / "out", initial=whole)
     train_video(paper, small(), QUICK, tmp_path / "out")
     with pytest.raises(SourceError, match="trained with other settings"):

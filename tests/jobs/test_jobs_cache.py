@@ -164,6 +164,18 @@ def test_records_that_cannot_be_made_are_listed(droid_folder, paper, tmp_path, c
     assert LatentStore.open(tmp_path / "out").records() == ["val-00000-000001"]
 
 
+def test_shards_of_which_all_is_kept_are_not_read_again(droid_folder, paper, tmp_path, capsys):
+    given = line(droid_folder, paper, tmp_path / "out", "paper", "--split", "train")
+    assert cli.main([*given, "--episodes", "3"]) == 0  # the first of two shards
+    first, second = sorted(droid_folder.glob("*train*tfrecord*"))
+    first.unlink()
+    assert cli.main(given) == 0
+    assert "2 records made, 3 were there" in capsys.readouterr().out
+    second.unlink()
+    assert cli.main(given) == 0
+    assert "0 records made, 5 were there" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("more", "found"),
     [

@@ -324,6 +324,31 @@ def find_store(path: Path, identity: Mapping[str, Any]) -> LatentStore | None:
     return store
 
 
+def check_origin(
+    store: LatentStore, recipe: Recipe, weights: Mapping[str, str], source: Mapping[str, Any]
+) -> None:
+    """Refuse a store that was made for another form, with other weights or of another corpus.
+
+    Args:
+        weights: {name: SHA-256} of those encoders that are here. source: what is known of the
+            corpus, as in `store_identity`.
+
+    Raises:
+        SourceError: it was; says what differs.
+    """
+    own = store.identity
+    other = _differences(own["recipe"]["form"], recipe.form, "recipe.form")
+    for kind, given in (("weights", weights), ("source", source)):
+        for name, value in json.loads(json.dumps(given)).items():
+            other += _differences(own[kind].get(name), value, f"{kind}.{name}")
+    if other:
+        raise SourceError(
+            f"this cache was made of something else: {', '.join(other[:3])}",
+            file=store.path,
+            todo="make one with `wristaugment cache` and these weights and data",
+        )
+
+
 def fsync(path: Path) -> None:
     """Bring a file or a folder's names to the disk."""
     handle = os.open(path, os.O_RDONLY)

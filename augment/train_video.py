@@ -22,6 +22,7 @@ from ..models.lora import (
     ALPHA,
     MODES,
     RANK,
+    cast_frozen,
     file_names,
     load_generation,
     prepare_training,
@@ -175,6 +176,7 @@ def train_video(
     fingerprint: Mapping[str, str] | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
     device: str | torch.device = "cpu",
+    frozen: torch.dtype | None = None,
 ) -> Path:
     """Train stage 2 and write `generation.safetensors` into `folder`.
 
@@ -182,7 +184,7 @@ def train_video(
     run goes on as if it had never stopped.
 
     Args:
-        store: of the corpus. base: the network to start from; it is trained in place.
+        store: of the corpus. base: the network to start from, in float32; it is trained in place.
         mode: "lora" (the paper) or "full". rank, alpha: of the LoRA.
         shift: of the noise levels. drop: share of clips that learn the negative branch.
         views: anchor views to train for (default: as many as the records have, if the base or
@@ -194,6 +196,8 @@ def train_video(
         fingerprint: {name: SHA-256} of the files that `base` was read from.
         decode: latents [1, 16, F, h, w] -> video [1, 3, T, H, W], for pictures in the log.
         device: where to train.
+        frozen: what is not trained is kept in this (default, where the schedule has bf16: bfloat16
+            on a GPU, and as it is on a CPU).
 
     Raises:
         SourceError: a store that does not fit, or settings that make no sense; a checkpoint of
@@ -235,6 +239,8 @@ def train_video(
     )
     if not schedule.bf16:
         network.float()
+    elif frozen is not None or torch.device(device).type == "cuda":
+        cast_frozen(network, frozen or torch.bfloat16)
     network.to(device)
     negative = store.text(store.identity["recipe"]["negative"])
 

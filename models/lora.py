@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .checkpoints import mismatch, read_config
 from .errors import WeightsError
+from .libraries import WanTransformer3DModel
 from .video_dit import VideoDiT, VideoDiTConfig, change_views
 
 MODES = ("lora", "full")
@@ -105,6 +106,18 @@ def prepare_training(
         parameter.requires_grad_(trained)
     if checkpointing:
         network.dit.enable_gradient_checkpointing()
+    return network
+
+
+def cast_frozen(network: VideoDiT, dtype: torch.dtype) -> VideoDiT:
+    """Keep what is not trained in another precision, in place, but for what Wan keeps in float32.
+
+    Under autocast that saves memory and the casts; what is trained keeps all of its digits.
+    """
+    kept = set(WanTransformer3DModel._keep_in_fp32_modules or ())
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad and not kept.intersection(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
     return network
 
 

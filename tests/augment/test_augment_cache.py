@@ -262,6 +262,19 @@ def test_what_only_sampling_depends_on_makes_no_difference(store):
     assert LatentStore.create(store.path, same).records() == []
 
 
+def test_a_store_is_checked_against_what_is_known_of_a_training(store):
+    module.check_origin(store, RECIPE, {}, {})
+    module.check_origin(store, RECIPE, {"vae": "a" * 64}, {"name": "made"})
+    for recipe, weights, source, found in (
+        (get_recipe("official"), {}, {}, "form paper instead of official"),
+        (RECIPE, {"vae": "b" * 64}, {}, r"weights\.vae aaaaaaaaaaaa instead of bbbbbbbbbbbb"),
+        (RECIPE, {"image": "b" * 64}, {}, r"weights\.image None instead of bbbbbbbbbbbb"),
+        (RECIPE, {}, {"name": "droid"}, r"source\.name made instead of droid"),
+    ):
+        with pytest.raises(SourceError, match=found):
+            module.check_origin(store, recipe, weights, source)
+
+
 def test_what_is_no_store_is_refused(tmp_path, store):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")

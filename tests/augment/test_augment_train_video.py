@@ -160,18 +160,25 @@ def test_a_killed_run_goes_on_to_the_same_numbers(store, tmp_path, monkeypatch):
     assert other.read_bytes() != whole.read_bytes()
 
 
-def test_a_base_in_half_precision_is_trained_under_autocast(paper, tmp_path):
+def test_what_is_frozen_may_be_kept_in_half_precision(paper, tmp_path):
     schedule = replace(QUICK, bf16=True, checkpointing=True, validate_every=4)
-    half = to_precision(small(), torch.bfloat16)
-    path = train_video(paper, half, schedule, tmp_path / "half", validation=["val"])
-    assert half.dit.get_parameter("blocks.0.attn1.to_q.base_layer.weight").dtype == torch.bfloat16
+    half = small()
+    settings = {"validation": ["val"], "frozen": torch.bfloat16}
+    path = train_video(paper, half, schedule, tmp_path / "half", **settings)
+    kinds = {k: v.dtype for k, v in half.named_parameters()}
+    assert kinds["dit.blocks.0.attn1.to_q.base_layer.weight"] == torch.bfloat16
+    # As of diffusers: what Wan keeps in float32.
+    assert kinds["dit.scale_shift_table"] == kinds["dit.blocks.0.norm2.weight"] == torch.float32
+    assert {kinds[k] for k, v in half.named_parameters() if v.requires_grad} == {torch.float32}
     full = train_video(paper, small(), schedule, tmp_path / "full", validation=["val"])
     one, other = load_file(path), load_file(full)
     assert {v.dtype for v in one.values()} == {torch.float32}
     name = "dit.patch_embedding.weight"
     assert (one[name] - other[name]).abs().mean() < 1e-3
     exact = replace(schedule, bf16=False)
-    train_video(paper, to_precision(small(), torch.bfloat16), exact, tmp_path / "exact")
+    base = to_precision(small(), torch.bfloat16)
+    train_video(paper, base, exact, tmp_path / "exact")
+    assert {v.dtype for v in base.parameters()} == {torch.float32}
 
 
 def test_checkpoints_hold_what_is_trained_alone(paper, tmp_path):

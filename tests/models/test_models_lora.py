@@ -19,7 +19,7 @@ from wristaugment.models.lora import (
     save_generation,
     trained_state,
 )
-from wristaugment.models.video_dit import VideoDiT, to_precision
+from wristaugment.models.video_dit import PAPER, VideoDiT, to_precision
 
 FRAMES = 5
 SMALL = {"context_tokens": 16, "frames": 9, "dropout": 0.0}
@@ -143,6 +143,16 @@ def test_merged_lora_says_the_same_without_its_layers(tmp_path):
     to_precision(merged, torch.bfloat16)
     with torch.no_grad():
         assert (answer(merged) - wanted).norm() / wanted.norm() < 0.05
+
+
+def test_lora_of_the_full_size_is_five_million_numbers():
+    with torch.device("meta"):
+        network = prepare_training(VideoDiT(PAPER), "lora")
+    sizes = {k: v.numel() for k, v in trained_state(network).items()}
+    # In each of 30 blocks q, k, v and o of two attentions, and the MLP's two layers.
+    block = 4 * (8 * (1536 + 1536) + 2 * (1536 + 8960))
+    assert sum(v for k, v in sizes.items() if "lora" in k) == 30 * block == 5_468_160
+    assert sizes["dit.patch_embedding.weight"] == 1536 * 32 * 4
 
 
 def test_lora_is_trained_in_float32_over_weights_in_bfloat16(tmp_path):

@@ -103,7 +103,7 @@ def train(
         SourceError: the checkpoint is of other settings, another network, or not readable.
         Stopped: see `stop_when`; there is a checkpoint.
     """
-    device = torch.device(device)
+    where = torch.device(device)
     own, count = schedule.accumulate, schedule.accumulate * parallel.world()
     streams = range(parallel.rank() * own, (parallel.rank() + 1) * own)
     leader = parallel.rank() == 0
@@ -116,7 +116,7 @@ def train(
     learning = [p for p in network.parameters() if p.requires_grad]
     parts = _parts(network, schedule.clip)
     journal = None
-    if leader:
+    if leader and first < schedule.steps:
         folder.mkdir(parents=True, exist_ok=True)
         journal = Journal(folder, first)
     _training_mode(network)
@@ -134,7 +134,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             for stream in streams:
                 torch.manual_seed(_mixed(schedule.seed, step, stream, 1))
-                with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bf16):
+                with torch.autocast(where.type, torch.bfloat16, enabled=schedule.bf16):
                     values = losses(step, step_generator(schedule.seed, step, stream))
                 (values["loss"] / count if count > 1 else values["loss"]).backward()
                 recent.append([step, stream, {k: v.detach() for k, v in values.items()}])
@@ -155,7 +155,7 @@ def train(
             every = schedule.validate_every
             if validate is not None and every and (done % every == 0 or last):
                 _validate(network, average, validate, images, journal, done)
-            stopping = not last and parallel.any_rank(_stop(), device)
+            stopping = not last and parallel.any_rank(_stop(), where)
             if done % schedule.save == 0 or last or stopping:
                 recent = _gathered(recent)
                 if journal is not None:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,7 +19,8 @@ from ..models.errors import WeightsError
 from ..readers.errors import SourceError
 from ..writers.atomic import write_atomic
 from . import interrupt
-from .output import JobError
+from .actor import DISK_ERRNOS
+from .output import DiskError, JobError
 from .pool import Cluster
 from .stages import TrainJob, get_stage
 
@@ -78,7 +78,7 @@ def train_on(cluster: Cluster, job: TrainJob, workers: int, say: Callable[[str],
         SourceError, WeightsError: as the stage.
         JobError: a worker died, or failed otherwise.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def train_on(cluster: Cluster, job: TrainJob, workers: int, say: Callable[[str],
             told = True
     try:
         if wrong:
-            raise _in_words(wrong[0], TrainingFailedError)
+            raise _in_words(wrong[0]) from wrong[0]
         return json.loads((job.folder / _OUTCOME).read_text())
     finally:
         _clear(job)
@@ -147,7 +147,6 @@ def run_rank(config: dict[str, Any]) -> None:
         outcome: dict[str, Any] = {"weights": str(path), "figures": figures}
     except Stopped as stopped:
         outcome = {"stopped": [stopped.step, stopped.steps]}
-    outcome["tensorflow"] = any(parallel.gather("tensorflow" in sys.modules))
     if parallel.rank() == 0:
         write_atomic(job.folder / _OUTCOME, json.dumps(outcome).encode())
 
@@ -182,18 +181,18 @@ def _new_lines(path: Path) -> Iterator[list[str]]:
         yield lines
 
 
-def _in_words(error: BaseException, kind: type) -> BaseException:
+def _in_words(error: BaseException) -> BaseException:
     """What is raised for what Ray Train raised: the worker's own error where it is the user's."""
     failures = getattr(error, "worker_failures", {})
-    chain = [error, *(failures[rank] for rank in sorted(failures))]
-    for found in chain:
-        for inner in (found, getattr(found, "cause", None), found.__cause__):
-            if isinstance(inner, (SourceError, WeightsError)):
-                return inner
-    if not isinstance(error, kind):
-        return error
-    reason = str(chain[-1]).strip().splitlines()
+    # Ray wraps a worker's exception to keep its traceback.
+    found = [getattr(failures[rank], "_base_exc", failures[rank]) for rank in sorted(failures)]
+    for inner in found:
+        if isinstance(inner, (SourceError, WeightsError)):
+            return inner
+        if isinstance(inner, OSError) and inner.errno in DISK_ERRNOS:
+            return DiskError(str(inner))
+    said = str((found or [error])[0]).strip().splitlines() or [type(error).__name__]
+    kind = f"{type(found[0]).__name__}: " if found else ""
     return JobError(
-        f"a worker failed ({reason[-1] if reason else type(error).__name__}); run the same command "
-        "to go on from the last checkpoint"
+        f"a worker failed ({kind}{said[-1]}); run the same command to go on from the last checkpoint"
     )

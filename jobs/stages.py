@@ -50,6 +50,11 @@ class TrainJob:
     threads: int | None = None
 
     @property
+    def parts(self) -> list[tuple[str, ...]]:
+        """The splits to train on, and those to measure on where there are any."""
+        return [self.splits, *([(self.validation,)] if self.validation else [])]
+
+    @property
     def folder(self) -> Path:
         """Where checkpoints and logs go."""
         return self.out / self.stage
@@ -63,11 +68,6 @@ class TrainJob:
                 todo="train on a corpus that has one (`wristaugment simulate --depth` writes one)",
             )
         return dataset.profile.wrist.key
-
-    @property
-    def sets(self) -> list[tuple[str, ...]]:
-        """The splits to train on, and those to measure on where there are any."""
-        return [self.splits] + ([(self.validation,)] if self.validation else [])
 
     def open_source(self):
         """The dataset, opened by path."""
@@ -193,15 +193,14 @@ def _check_reconstruction(job: TrainJob) -> None:
     if job.initial is not None:
         load_weights(job.initial, VGGT(NANO))
     dataset = job.open_source()
-    for splits in job.sets:
+    for splits in job.parts:
         key = job.wrist_key(dataset)
-        for episode in training_episodes(dataset, list(splits), key, depth=True):
+        for episode in islice(training_episodes(dataset, list(splits), key, depth=True), 1):
             require_calibration(episode)
-            break
 
 
 def _prepare_reconstruction(job: TrainJob, check: Callable[[], None]) -> None:
-    for splits in job.sets:
+    for splits in job.parts:
         _frames(job, splits, check)
 
 
@@ -223,7 +222,7 @@ def _check_generation(job: TrainJob) -> None:
 
 
 def _prepare_generation(job: TrainJob, check: Callable[[], None]) -> None:
-    for splits in job.sets:
+    for splits in job.parts:
         _clips(job, splits, check)
 
 
@@ -235,7 +234,9 @@ def _train_reconstruction(job: TrainJob) -> tuple[Path, dict[str, float]]:
     path = train_reconstruction(
         _frames(job, job.splits), job.schedule, job.out, initial=job.initial, validation=held
     )
-    return path, validate(path, held) if held is not None and parallel.rank() == 0 else {}
+    if held is None or parallel.rank() > 0:
+        return path, {}
+    return path, validate(path, held)
 
 
 def _train_generation(job: TrainJob) -> tuple[Path, dict[str, float]]:

@@ -112,7 +112,7 @@ def add_parser(subparsers) -> None:
         type=int,
         metavar="N",
         help="train on N ranks with Ray Train, a GPU each where the recipe uses them (default: one "
-        "for each local GPU; without any, this process)",
+        "for each local GPU; for one or none, this process)",
     )
     where.add_argument(
         "--address", metavar="ADDR", help="Ray cluster to use (default: one on this machine)"
@@ -197,8 +197,20 @@ def plan_job(args: argparse.Namespace):
         seed=args.seed,
     )
     if args.address:
+        if args.workers is None:
+            raise SourceError(
+                "a cluster is named, and not how much of it to use",
+                key="--address",
+                todo="give --workers, too",
+            )
         answers(args.address)
     gpus = local_gpus() if stage.gpus else 0
+    if gpus and not args.address and (args.workers or 0) > gpus:
+        raise SourceError(
+            f"this machine has {gpus} GPUs for {args.workers} workers",
+            key="--workers",
+            todo=f"give at most {gpus}, or a cluster with --address",
+        )
     job = TrainJob(
         stage=args.stage,
         recipe=recipe,

@@ -121,7 +121,7 @@ def _rows(job: TrainJob, splits: tuple[str, ...], check: Callable[[], None] = la
 
 
 def _prepare_wrist(job: TrainJob, check: Callable[[], None]) -> None:
-    for splits in job.sets:
+    for splits in job.parts:
         _rows(job, splits, check)
 
 

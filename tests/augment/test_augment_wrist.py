@@ -27,6 +27,7 @@ from wristaugment.augment.wrist_losses import (
     network_scale,
     pixel_errors,
     relative,
+    wrist_intrinsics,
     wrist_losses,
 )
 from wristaugment.models.checkpoints import read_config
@@ -227,6 +228,18 @@ def test_rows_without_calibration_have_no_say_in_l1_and_leave_gradients_whole(ro
     torch.testing.assert_close(both["loss"], alone["loss"])
 
 
+def test_an_unknown_scale_leaves_translations_and_cameras_out(rows):
+    batch, scale = wrist_batch(rows, np.arange(2)), torch.tensor([2.0, torch.nan])
+    found = some_points(batch, torch.ones(2))
+    encoding = (truth_of(batch, torch.ones(2)) + 0.1)[None].requires_grad_()
+    cameras = torch.full((1, 2, 2, 9), 0.3, requires_grad=True)
+    settings = replace(EVERY, spc=0.0, fov=0.0)
+    wrist_losses(encoding, cameras, batch, found, scale, SIZE, settings)["loss"].backward()
+    assert encoding.grad[0, 0, :7].all() and cameras.grad[0, 0].any()
+    assert not encoding.grad[0, 1, :3].any() and encoding.grad[0, 1, 3:7].all()
+    assert not cameras.grad[0, 1].any()
+
+
 def test_the_scale_is_unknown_with_one_anchor_or_none_measured(rows):
     batch = wrist_batch(rows, np.arange(1))
     assert network_scale(torch.zeros(1, 1, 9), batch["pose"][:, :1]).isnan().all()
@@ -255,6 +268,16 @@ def test_autocast_changes_no_loss(rows):
     with torch.autocast("cpu", torch.bfloat16):
         cast = wrist_losses(start[None], None, batch, found, scale, SIZE, EVERY)
     assert all(torch.equal(plain[name], cast[name]) for name in plain)
+
+
+def test_the_official_wrist_camera_is_centred(rows):
+    batch = wrist_batch(rows, np.arange(2))
+    batch["wrist_K"][:, 0, 2] += 3
+    whole = wrist_intrinsics(batch, SIZE, SETTINGS["paper"])
+    assert torch.equal(whole, batch["wrist_K"])
+    centred = wrist_intrinsics(batch, SIZE, SETTINGS["official"])
+    assert centred[0, :2, 2].tolist() == [28, 28]
+    assert torch.equal(centred[:, :2, :2], whole[:, :2, :2])
 
 
 def test_pixel_errors_are_of_what_is_in_front():
@@ -408,6 +431,8 @@ def test_training_changes_the_trained_heads_alone_and_its_file_brings_them_back(
         k.split(".")[0] for k, v in base.state_dict().items() if not torch.equal(v, before[k])
     }
     assert changed == set(trained)
+    learning = {k.split(".")[0] for k, p in base.named_parameters() if p.requires_grad}
+    assert learning == set(trained)  # what is frozen keeps nothing for the way back
 
     header = read_config(path)
     assert header["trained"] == sorted(name.removesuffix("_head") for name in trained)

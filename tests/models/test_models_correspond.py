@@ -12,6 +12,7 @@ from wristaugment.models.correspond import (
     kept_tracks,
     lift,
     query_grid,
+    read_heads,
     track_wrist,
 )
 from wristaugment.models.geometry import decode_pose, encode_pose, project, transform, unproject
@@ -226,6 +227,20 @@ def test_tracks_are_computed_in_full_under_autocast(network):
     assert found.places.dtype == torch.float32 and found.places.isfinite().all()
     whole = track_wrist(network, wrist, anchors, Matching(grid=(2, 2)))
     assert (found.places - whole.places).abs().max() < 2
+
+
+def test_heads_are_read_in_full_under_autocast(network):
+    torch.manual_seed(3)
+    anchors = torch.rand(1, 2, 3, *SIZE)
+    tokens, heads = network.aggregate(anchors), ("camera", "depth", "point")
+    whole = read_heads(network, anchors, tokens, heads)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = read_heads(network, anchors, tokens, heads)
+        half = {layer: value.bfloat16() for layer, value in tokens.items()}
+        rounded = read_heads(network, anchors, half, heads)
+    for name in ("cameras", "depth", "points"):
+        assert torch.equal(getattr(found, name), getattr(whole, name))
+        assert getattr(rounded, name).dtype == torch.float32
 
 
 def test_images_of_two_sizes_and_absent_heads_are_refused(network):

@@ -23,19 +23,14 @@ from wristaugment.augment.training import Schedule
 from wristaugment.augment.wrist_losses import (
     SETTINGS,
     WristSettings,
-    measured_cameras,
-    network_scale,
-    pixel_errors,
     relative,
-    wrist_intrinsics,
     wrist_losses,
 )
 from wristaugment.models.checkpoints import read_config
-from wristaugment.models.correspond import Correspondences, Matching, query_grid
+from wristaugment.models.correspond import Matching, query_grid
 from wristaugment.models.errors import WeightsError
-from wristaugment.models.geometry import decode_pose, encode_pose, project, transform
+from wristaugment.models.geometry import encode_pose, project, transform
 from wristaugment.models.vggt import VGGT, Geometry
-from wristaugment.readers.episode import Episode, Record, View
 from wristaugment.readers.errors import SourceError
 
 SIZE = (56, 56)
@@ -73,40 +68,8 @@ def make_base(small_vggt):
 
 
 @pytest.fixture(scope="module")
-def episode(looking):
-    """Makes episodes of two anchors and a hand camera, 30x40, of random smooth pictures."""
-
-    def make(steps: int = 4, calibrated: bool = True, views: int = 2) -> Episode:
-        rng = np.random.default_rng(0)
-
-        def frames():
-            coarse = rng.integers(0, 255, (steps, 3, 4, 3), dtype=np.uint8)
-            return coarse.repeat(10, 1).repeat(10, 2)
-
-        K = np.array([[36.0, 0, 19.5], [0, 36, 14.5], [0, 0, 1]])
-        anchors = []
-        for i in range(views):
-            pose = looking([0.4, 0.7 - 1.4 * i, 0.6], [0.5, 0, 0])
-            known = (K, pose) if calibrated else (None, None)
-            anchors.append(View(f"observation/image_{i}", frames(), *known))
-        wrist = View("observation/wrist", frames(), K if calibrated else None)
-        eef = np.tile(np.eye(4), (steps, 1, 1))
-        eef[:, :3, 3] = [0.5, 0, 0.4]
-        above = looking([0.5, 0, 0.4], [0.52, 0, 0], up=(1, 0, 0))
-        mount = np.linalg.inv(eef[0]) @ np.linalg.inv(above) if calibrated else None
-        return Episode(Record("train", 0, 7), anchors, wrist=wrist, eef_pose=eef, wrist_mount=mount)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def rows(episode) -> Arrays:
-    return Arrays(wrist_rows(episode(), RECIPE))
-
-
-@pytest.fixture(scope="module")
-def bare_rows(episode) -> Arrays:
-    return Arrays(wrist_rows(episode(calibrated=False), RECIPE))
+def bare_rows(wrist_episode) -> Arrays:
+    return Arrays(wrist_rows(wrist_episode(calibrated=False), RECIPE))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +85,7 @@ def test_sizes_follow_the_recipe(name, view, size):
     assert network_size(*view, RECIPES[name]) == size
 
 
-def test_rows_hold_pictures_and_what_is_known(rows, bare_rows, episode):
+def test_rows_hold_pictures_and_what_is_known(rows, bare_rows, wrist_episode):
     assert rows["images"].shape == (4, 2, 3, *SIZE) and rows["images"].dtype == np.uint8
     assert rows["wrist"].shape == (4, 3, *SIZE)
     # 40 x 30 pixels become 56 x 56, and the image's edges stay its edges.
@@ -130,163 +93,24 @@ def test_rows_hold_pictures_and_what_is_known(rows, bare_rows, episode):
     assert K[0, 0] == pytest.approx(36 * 56 / 40) and K[1, 1] == pytest.approx(36 * 56 / 30)
     assert K[:2, 2] == pytest.approx([27.5, 27.5])
     np.testing.assert_allclose(rows["K"][1, 1], K)
-    np.testing.assert_allclose(rows["wrist_pose"], episode().measured_wrist_pose(), rtol=1e-5)
+    np.testing.assert_allclose(rows["wrist_pose"], wrist_episode().measured_wrist_pose(), rtol=1e-5)
     assert rows["wrist_K_known"].all() and not bare_rows["wrist_K_known"].any()
     for name in ("K", "pose", "wrist_pose"):
         assert np.isfinite(rows[name]).all() and np.isnan(bare_rows[name]).all()
     fov = 2 * np.degrees(np.arctan(28 / bare_rows["wrist_K"][0, 0, 0]))
     assert fov == pytest.approx(RECIPE.wrist_hfov)
-    few = wrist_rows(episode(), RECIPE, views=1, every=3)
+    few = wrist_rows(wrist_episode(), RECIPE, views=1, every=3)
     assert few["images"].shape[:2] == (2, 1)
     np.testing.assert_array_equal(few["images"][1, 0], rows["images"][3, 0])
 
 
-def test_episodes_that_cannot_be_trained_on_are_refused(episode):
+def test_episodes_that_cannot_be_trained_on_are_refused(wrist_episode):
     with pytest.raises(SourceError, match="record 7: has 1 usable anchor views, and 2 are trained"):
-        wrist_rows(episode(views=1), RECIPE, views=2)
-    blind = episode()
+        wrist_rows(wrist_episode(views=1), RECIPE, views=2)
+    blind = wrist_episode()
     blind.wrist = None
     with pytest.raises(SourceError, match="no recorded wrist view"):
         wrist_rows(blind, RECIPE)
-
-
-def truth_of(batch, scale):
-    """The measured wrist as an encoding, in a network whose unit is 1 / scale metres."""
-    pose = relative(batch["wrist_pose"], batch["pose"][:, 0], scale)
-    return encode_pose(pose, batch["wrist_K"], SIZE)
-
-
-def some_points(batch, scale, n=20):
-    """Correspondences of points that the hand camera sees, as its true pose projects them."""
-    torch.manual_seed(5)
-    pose = relative(batch["wrist_pose"], batch["pose"][:, 0], scale)
-    seen = torch.rand(len(pose), n, 3) * 0.3 + torch.tensor([-0.15, -0.15, 0.3])
-    points = (seen * scale[:, None, None] - pose[:, None, :3, 3]) @ pose[:, :3, :3]
-    pixels, _ = project(points, batch["wrist_K"], pose)
-    return Correspondences(points, pixels, torch.ones(len(pose), n, dtype=torch.bool))
-
-
-EVERY = WristSettings(translation=1.0, rotation=1.0, fov=1.0, camera=1.0)
-
-
-def test_the_truth_costs_nothing_in_the_networks_units(rows):
-    batch = wrist_batch(rows, np.arange(2))
-    scale = torch.tensor([2.5, 0.4])
-    cameras = encode_pose(relative(batch["pose"], batch["pose"][:, 0], scale), batch["K"], SIZE)
-    torch.testing.assert_close(network_scale(cameras, batch["pose"]), scale)
-    assert network_scale(cameras, batch["pose"], metric=True).tolist() == [1, 1]
-    truth, found = truth_of(batch, scale), some_points(batch, scale)
-    losses = wrist_losses(truth[None], cameras[None], batch, found, scale, SIZE, EVERY)
-    assert {"wrist_translation", "wrist_rotation", "wrist_fov", "camera", "spc"} <= losses.keys()
-    assert losses["loss"] < 1e-3 and losses["front_share"] == 1
-    flipped = truth.clone()
-    flipped[:, 3:7] *= -1  # the same rotation
-    assert (
-        wrist_losses(flipped[None], cameras[None], batch, found, scale, SIZE, EVERY)["loss"] < 1e-3
-    )
-    # In metres the translation would be off.
-    off = wrist_losses(truth[None], None, batch, found, torch.ones(2), SIZE, EVERY)
-    assert off["wrist_translation"] > 0.1 and off["wrist_rotation"] < 1e-3
-
-
-def test_l1_terms_are_weighted_by_iteration(rows):
-    batch, scale = wrist_batch(rows, np.arange(1)), torch.ones(1)
-    truth, found = truth_of(batch, scale), some_points(batch, scale)
-    off = truth + torch.tensor([0.3, 0, 0, 0, 0, 0, 0, 0.1, 0.2])
-    settings = WristSettings(spc=2.0, translation=3.0, fov=10.0, gamma=0.5)
-    got = wrist_losses(torch.stack([off, truth]), None, batch, found, scale, SIZE, settings)
-    assert got["wrist_translation"].item() == pytest.approx(0.5 * 0.1, rel=1e-4)
-    assert got["wrist_fov"].item() == pytest.approx(0.5 * 0.15, rel=1e-4)
-    assert got["loss"].item() == pytest.approx(3 * 0.05 + 10 * 0.075, rel=1e-3)
-    # SPC is of the last iteration alone.
-    other = wrist_losses(torch.stack([truth, off]), None, batch, found, scale, SIZE, settings)
-    assert got["spc"] < 1e-6 < other["spc"]
-    expected = 2 * other["spc"] + 3 * other["wrist_translation"] + 10 * other["wrist_fov"]
-    assert other["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_rows_without_calibration_have_no_say_in_l1_and_leave_gradients_whole(rows):
-    batch, scale = wrist_batch(rows, np.arange(2)), torch.ones(2)
-    found = some_points(batch, scale)
-    found.valid[1] = False
-    start = truth_of(batch, scale) + 0.1
-    cameras = encode_pose(relative(batch["pose"], batch["pose"][:, 0], scale), batch["K"], SIZE)
-    cameras = (cameras + 0.1)[None].requires_grad_()
-    for name in ("K", "pose", "wrist_pose"):
-        batch[name][1] = float("nan")
-    scale[1] = float("nan")
-    settings = replace(EVERY, fov=0.0)
-    encoding = start[None].clone().requires_grad_()
-    both = wrist_losses(encoding, cameras, batch, found, scale, SIZE, settings)
-    both["loss"].backward()
-    assert encoding.grad.isfinite().all() and encoding.grad[0, 0].abs().max() > 0
-    assert cameras.grad.isfinite().all() and not cameras.grad[0, 1].any()
-    assert not encoding.grad[0, 1].any()
-    one = {name: value[:1] for name, value in batch.items()}
-    first = Correspondences(found.points[:1], found.pixels[:1], found.valid[:1])
-    alone = wrist_losses(start[None, :1], cameras[:, :1], one, first, scale[:1], SIZE, settings)
-    torch.testing.assert_close(both["loss"], alone["loss"])
-
-
-def test_an_unknown_scale_leaves_translations_and_cameras_out(rows):
-    batch, scale = wrist_batch(rows, np.arange(2)), torch.tensor([2.0, torch.nan])
-    found = some_points(batch, torch.ones(2))
-    encoding = (truth_of(batch, torch.ones(2)) + 0.1)[None].requires_grad_()
-    cameras = torch.full((1, 2, 2, 9), 0.3, requires_grad=True)
-    settings = replace(EVERY, spc=0.0, fov=0.0)
-    wrist_losses(encoding, cameras, batch, found, scale, SIZE, settings)["loss"].backward()
-    assert encoding.grad[0, 0, :7].all() and cameras.grad[0, 0].any()
-    assert not encoding.grad[0, 1, :3].any() and encoding.grad[0, 1, 3:7].all()
-    assert not cameras.grad[0, 1].any()
-
-
-def test_the_scale_is_unknown_with_one_anchor_or_none_measured(rows):
-    batch = wrist_batch(rows, np.arange(1))
-    assert network_scale(torch.zeros(1, 1, 9), batch["pose"][:, :1]).isnan().all()
-    assert network_scale(None, batch["pose"]).isnan().all()
-    assert network_scale(torch.zeros(1, 2, 9), batch["pose"] * torch.nan).isnan().all()
-
-
-def test_cameras_are_the_measured_ones_where_the_scale_is_known(rows):
-    batch, scale = wrist_batch(rows, np.arange(3)), torch.tensor([2.0, 2.0, torch.nan])
-    batch["K"][1] = batch["pose"][1] = float("nan")
-    guess = torch.tensor([0.1, 0.2, 0.3, 0, 0, 0, 1, 1.0, 1.2]).expand(3, 2, -1)
-    K, pose = measured_cameras(batch, guess, scale, SIZE)
-    torch.testing.assert_close(K[0], batch["K"][0])
-    apart = (batch["pose"][0, 1] @ torch.linalg.inv(batch["pose"][0, 0]))[:3, 3]
-    torch.testing.assert_close(pose[0, 1, :3, 3], 2 * apart)
-    torch.testing.assert_close(pose[0, 0], torch.eye(4), rtol=0, atol=1e-5)
-    predicted = decode_pose(guess[1:], SIZE)
-    torch.testing.assert_close(pose[1:], predicted[0])
-    torch.testing.assert_close(K[1:], predicted[1])
-
-
-def test_autocast_changes_no_loss(rows):
-    batch, scale = wrist_batch(rows, np.arange(2)), torch.full((2,), 1.7)
-    start, found = truth_of(batch, scale) + 0.05, some_points(batch, scale)
-    plain = wrist_losses(start[None], None, batch, found, scale, SIZE, EVERY)
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = wrist_losses(start[None], None, batch, found, scale, SIZE, EVERY)
-    assert all(torch.equal(plain[name], cast[name]) for name in plain)
-
-
-def test_the_official_wrist_camera_is_centred(rows):
-    batch = wrist_batch(rows, np.arange(2))
-    batch["wrist_K"][:, 0, 2] += 3
-    whole = wrist_intrinsics(batch, SIZE, SETTINGS["paper"])
-    assert torch.equal(whole, batch["wrist_K"])
-    centred = wrist_intrinsics(batch, SIZE, SETTINGS["official"])
-    assert centred[0, :2, 2].tolist() == [28, 28]
-    assert torch.equal(centred[:, :2, :2], whole[:, :2, :2])
-
-
-def test_pixel_errors_are_of_what_is_in_front():
-    K = torch.tensor([[[10.0, 0, 5], [0, 10, 5], [0, 0, 1]]])
-    points = torch.tensor([[[0.0, 0, 1], [1, 0, 2], [0, 0, -1], [0, 0, 1]]])
-    pixels = torch.tensor([[[5.0, 5], [13, 9], [5, 5], [90, 90]]])
-    valid = torch.tensor([[True, True, True, False]])
-    errors, front = pixel_errors(Correspondences(points, pixels, valid), K, torch.eye(4)[None])
-    assert errors.tolist() == pytest.approx([0, 5]) and front.item() == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -496,8 +320,8 @@ def test_an_aggregator_in_half_precision_does(make_base, rows, tmp_path):
     assert np.isfinite(list(found[1].values())).all()
 
 
-def test_one_anchor_trains_without_a_scale(make_base, episode, tmp_path):
-    single, said = Arrays(wrist_rows(episode(), RECIPE, views=1)), []
+def test_one_anchor_trains_without_a_scale(make_base, wrist_episode, tmp_path):
+    single, said = Arrays(wrist_rows(wrist_episode(), RECIPE, views=1)), []
     settings = replace(SETTINGS["official"], matching=ANY, translation=1.0, rotation=1.0)
     base = make_base("official")
     path = train_wrist(

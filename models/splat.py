@@ -35,6 +35,17 @@ def disc_offsets(radius: int) -> list[tuple[int, int]]:
     return [(dx, dy) for dy in span for dx in span if abs(dx) + abs(dy) <= radius]
 
 
+def _keys(depth: Tensor, index: Tensor) -> Tensor:
+    """int64 that order by depth (positive), then by index: one minimum serves both."""
+    # Positive floats order as their bits do.
+    return (depth.float().contiguous().view(torch.int32).long() << 32) | index
+
+
+def _depth_and_index(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """What `_keys` was made of."""
+    return (keys >> 32).to(torch.int32).view(torch.float32), keys & 0xFFFFFFFF
+
+
 def splat(
     points: Tensor,
     colors: Tensor,
@@ -61,7 +72,8 @@ def splat(
             the pixel whose centre is nearest.
         outside: draw what reaches into the image of discs whose centres are outside it.
 
-    Ties go to the lower point index, so the picture does not depend on the order of execution.
+    Ties go to the lower point index, so the picture does not depend on the order of execution
+    (of one centre's points the nearest is drawn, even where `layer` rounds two depths to one).
     """
     B = len(points)
     H, W = size
@@ -72,22 +84,32 @@ def splat(
     seen = valid & (z > near) & (x >= -reach) & (x < W + reach) & (y >= -reach) & (y < H + reach)
     batch, index = seen.nonzero(as_tuple=True)
     x, y, z = x[batch, index].long(), y[batch, index].long(), z[batch, index]
+    # Discs are alike, so of those with one centre the nearest hides the others wherever it lies:
+    # each point is entered once, at its centre, and the picture grown by the disc afterwards.
+    h, w = H + 2 * radius, W + 2 * radius  # centres may lie outside by the radius
     far = torch.iinfo(torch.int64).max
-    buffer = torch.full((B * H * W,), far, dtype=torch.int64, device=points.device)
+    centres = torch.full((B * h * w,), far, dtype=torch.int64, device=points.device)
+    cell = (batch * h + (y + radius)) * w + (x + radius)
+    centres.scatter_reduce_(0, cell, _keys(z, index), reduce="amin")
+    centres = centres.view(B, h, w)
+    rings = [centres]
+    for ring in range(1, radius + 1):
+        if layer:
+            depth, index = _depth_and_index(centres)
+            pushed = _keys(depth * (1 + layer * ring), index)
+            rings.append(torch.where(centres == far, centres, pushed))
+        else:
+            rings.append(centres)
+    buffer = torch.full((B, H, W), far, dtype=torch.int64, device=points.device)
     for dx, dy in disc_offsets(radius):
-        px, py = x + dx, y + dy
-        inside = (px >= 0) & (px < W) & (py >= 0) & (py < H)
-        depth = z * (1 + layer * (abs(dx) + abs(dy)))
-        # Positive floats order as their bits do: depth above, index below, one minimum for both.
-        key = (depth.float().contiguous().view(torch.int32).long() << 32) | index
-        cell = (batch * H + py) * W + px
-        buffer.scatter_reduce_(0, cell[inside], key[inside], reduce="amin")
+        top, left = radius - dy, radius - dx
+        ring = rings[abs(dx) + abs(dy)]
+        torch.minimum(buffer, ring[:, top : top + H, left : left + W], out=buffer)
     covered = buffer != far
-    winner = torch.where(covered, buffer & 0xFFFFFFFF, torch.zeros_like(buffer)).view(B, H * W)
-    covered = covered.view(B, H, W)
+    nearest, winner = _depth_and_index(buffer)
+    winner = torch.where(covered, winner, 0).view(B, H * W)
     color = torch.take_along_dim(colors, winner[..., None], dim=1).view(B, H, W, 3)
     color = color * covered[..., None].to(color.dtype)
-    nearest = (buffer >> 32).to(torch.int32).view(torch.float32).view(B, H, W)
     depth = torch.where(covered, nearest, torch.zeros_like(nearest))
     return ConditionMap(color, depth, covered)
 

@@ -108,7 +108,7 @@ def splat(
     covered = buffer != far
     nearest, winner = _depth_and_index(buffer)
     winner = torch.where(covered, winner, 0).view(B, H * W)
-    color = torch.take_along_dim(colors, winner[..., None], dim=1).view(B, H, W, 3)
+    color = colors.gather(1, winner[..., None].expand(-1, -1, 3)).view(B, H, W, 3)
     color = color * covered[..., None].to(color.dtype)
     depth = torch.where(covered, nearest, torch.zeros_like(nearest))
     return ConditionMap(color, depth, covered)

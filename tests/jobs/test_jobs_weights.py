@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import constants
 from wristaugment.augment.recipe import WEIGHTS, file_sha256
 from wristaugment.augment.weights import Need, requirements
+from wristaugment.augment.weights_hashes import write_record
 from wristaugment.jobs import actor as actors
 from wristaugment.jobs import fetch, job
 from wristaugment.jobs.cli import main
@@ -380,6 +381,21 @@ def test_a_job_refuses_nanos_files_when_they_are_wrong(small, tmp_path, capsys):
     assert f"{b}: not a readable safetensors file" in refused(capsys, args, out)
     b.unlink()
     assert "these weights of recipe 'nano' are not here" in refused(capsys, args, out)
+
+
+def test_a_job_refuses_a_file_that_is_not_as_it_was_recorded(small, tmp_path, capsys):
+    out, root = tmp_path / "out", tmp_path / "nano"
+    shutil.copytree(WEIGHTS / "nano", root)
+    path = root / "generation.safetensors"
+    record = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    write_record(root, path.name, record)
+    with open(path, "r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))  # a bit of a weight: names and shapes stay right
+    line = refused(capsys, asked(small, out, "nano", "--weights", root), out)
+    assert f"{path}: has changed since it was fetched" in line
 
 
 @pytest.fixture(scope="module")

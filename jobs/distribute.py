@@ -25,7 +25,7 @@ from .pool import Cluster
 from .stages import TrainJob, get_stage
 
 _STOP, _OUTCOME, _RAY = "stop", "outcome.json", "ray"
-_POLL = 0.3  # seconds
+_POLL = 0.1  # seconds
 # Read as Ray starts; what the user has set stays. A worker is the job and no helper: at Ray's own
 # niceness of 15 whatever else the machine does would stop it. Ray Train gives workers a minute to
 # start, which a busy machine's disk does not keep; and every helper is a process that loads for
@@ -194,5 +194,6 @@ def _in_words(error: BaseException) -> BaseException:
     said = str((found or [error])[0]).strip().splitlines() or [type(error).__name__]
     kind = f"{type(found[0]).__name__}: " if found else ""
     return JobError(
-        f"a worker failed ({kind}{said[-1]}); run the same command to go on from the last checkpoint"
+        f"a worker failed ({kind}{said[-1]}); run the same command to go on from the last "
+        "checkpoint"
     )

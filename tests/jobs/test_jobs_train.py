@@ -139,11 +139,11 @@ def test_it_learns_and_killed_it_goes_on_to_the_same_numbers(stage, prepared, tm
 
 def test_two_workers_are_stopped_and_go_on_to_what_one_reaches(prepared, tmp_path):
     stage, alone, ranks = "reconstruction", tmp_path / "alone", tmp_path / "ranks"
-    options = ("--steps", "5", "--batch", "1", "--save", "100", *SHORT)
+    options = ("--steps", "8", "--batch", "1", "--save", "100", *SHORT)
     line = command(stage, ranks, *options, "--workers", "2")
     one = running(command(stage, alone, *options, "--accumulate", "2"))
     with one as single, running(line) as process:
-        wait_for_step(process, ranks, stage, 2)
+        wait_for_step(process, ranks, stage, 1)
         workers = [p for p, name in descendants(process.pid).items() if "RayTrainWorker" in name]
         assert len(workers) == 2
         for worker in workers:
@@ -155,7 +155,7 @@ def test_two_workers_are_stopped_and_go_on_to_what_one_reaches(prepared, tmp_pat
     assert process.returncode == 75, errors
     assert "run the same command to go on" in said and "step 1: loss" in said
     saved = torch.load(ranks / stage / "checkpoint.pt", weights_only=True)
-    assert 2 <= saved["step"] < 5
+    assert 1 <= saved["step"] < 8
     with running([*line, "--json", "-"]) as process:
         reached = json.loads(finish(process))
     assert reached["validation"]["depth_cm_rays"] > 0

@@ -32,8 +32,8 @@ from ..models.lora import (
 from ..models.video_dit import VideoDiT, VideoDiTConfig, change_views
 from ..readers.errors import SourceError
 from . import parallel
-from .cache import LatentStore, Window, split_of
 from .checkpoint import load_trained
+from .latents import LatentStore, Window, split_of
 from .recipe import GENERATION
 from .training import Schedule, train
 from .video import to_frames

@@ -100,14 +100,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SourceError, WeightsError: refused; nothing was written.
     """
-    from ..augment.cache import (
-        LatentStore,
-        check_sizes,
-        fill,
-        find_store,
-        source_episodes,
-        store_identity,
-    )
+    from ..augment.cache import check_sizes, fill, source_episodes
+    from ..augment.latents import LatentStore, find_store, store_identity
     from ..augment.recipe import file_sha256
     from ..augment.weights import check as check_weights
     from ..augment.weights import fingerprint, notices

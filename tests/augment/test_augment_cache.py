@@ -12,13 +12,11 @@ import small_weights
 import torch
 import zarr
 from wristaugment.augment import assess
-from wristaugment.augment import cache as module
-from wristaugment.augment.cache import (
-    Encoders,
+from wristaugment.augment import latents as module
+from wristaugment.augment.cache import Encoders, check_sizes, encode, fill
+from wristaugment.augment.latents import (
     LatentStore,
-    check_sizes,
-    encode,
-    fill,
+    check_origin,
     prompt_name,
     record_name,
     store_identity,
@@ -263,8 +261,8 @@ def test_what_only_sampling_depends_on_makes_no_difference(store):
 
 
 def test_a_store_is_checked_against_what_is_known_of_a_training(store):
-    module.check_origin(store, RECIPE, {}, {})
-    module.check_origin(store, RECIPE, {"vae": "a" * 64}, {"name": "made"})
+    check_origin(store, RECIPE, {}, {})
+    check_origin(store, RECIPE, {"vae": "a" * 64}, {"name": "made"})
     for recipe, weights, source, found in (
         (get_recipe("official"), {}, {}, "form paper instead of official"),
         (RECIPE, {"vae": "b" * 64}, {}, r"weights\.vae aaaaaaaaaaaa instead of bbbbbbbbbbbb"),
@@ -272,7 +270,7 @@ def test_a_store_is_checked_against_what_is_known_of_a_training(store):
         (RECIPE, {}, {"name": "droid"}, r"source\.name made instead of droid"),
     ):
         with pytest.raises(SourceError, match=found):
-            module.check_origin(store, recipe, weights, source)
+            check_origin(store, recipe, weights, source)
 
 
 def test_what_is_no_store_is_refused(tmp_path, store):

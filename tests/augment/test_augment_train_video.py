@@ -10,7 +10,7 @@ import small_weights
 import torch
 from safetensors.torch import load_file
 from wristaugment.augment import train_video as module
-from wristaugment.augment.cache import Entry, LatentStore, store_identity
+from wristaugment.augment.latents import Entry, LatentStore, store_identity
 from wristaugment.augment.recipe import GENERATION, get_recipe
 from wristaugment.augment.train_video import flow_loss, make_clips, shifted, train_video
 from wristaugment.augment.training import Schedule

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_weights
-from wristaugment.augment.cache import LatentStore, record_name
 from wristaugment.augment.corpus import training_episodes
+from wristaugment.augment.latents import LatentStore, record_name
 from wristaugment.augment.pipeline import Augmenter
 from wristaugment.augment.recipe import file_sha256, get_recipe
 from wristaugment.augment.train_video import train_video

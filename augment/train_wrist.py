@@ -23,6 +23,7 @@ from ..models.vggt import VGGT
 from ..models.wrist import WRIST_HEADS
 from ..readers.episode import Episode
 from ..readers.errors import SourceError
+from . import parallel
 from .corpus import Arrays
 from .recipe import RECONSTRUCTION, Recipe
 from .reconstruct import network_size, resize_frames
@@ -285,13 +286,13 @@ def train_wrist(
     more: dict[str, Any] = {}
     if validation is not None:
         more["validate"] = lambda: validate_wrist(base, validation, settings, bf16=schedule.bf16)
+        more["images"] = lambda: show_matches(base, validation, settings)
     if settings.camera > 0:
         more["factors"] = {"camera_head.": settings.camera_rate / schedule.rate}
     average = train(module, losses, schedule, folder / "reconstruction", device=device.type, **more)
     module.load_state_dict(average.values)
     path = folder / RECONSTRUCTION
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    if alone or torch.distributed.get_rank() == 0:
+    if parallel.rank() == 0:
         header = _header(base, module, arrays, form, settings, base_sha256)
         save_weights(path, module, header, dtype=torch.float32)
     return path

@@ -36,7 +36,9 @@ from wristaugment.readers.errors import SourceError
 SIZE = (56, 56)
 RECIPE = replace(RECIPES["paper"], side=56)
 ANY = Matching(grid=(4, 4), visibility=0.0, confidence=0.0)  # random weights are sure of nothing
-SCHEDULE = Schedule(steps=12, batch=2, rate=1e-3, warmup=2, save=6, bf16=False, average=0.0)
+SCHEDULE = Schedule(
+    steps=12, batch=2, rate=1e-3, warmup=2, save=6, bf16=False, average=0.0, validate_every=6
+)
 HEADS = {
     "paper": {"dim": 32, "depth": 1, "heads": 2, "queries": 2},
     "official": {"layers": 1, "heads": 2, "trunk_depth": 1, "trunk_heads": 2, "iterations": 2},
@@ -215,7 +217,9 @@ def test_spc_alone_finds_the_wrist_where_tracks_and_points_are_true(
     base = Seeing(make_base(form).config).know(rows)
     base.prepare_from_scratch()
     settings = WristSettings(spc_form=SETTINGS[form].spc_form, matching=Matching(grid=(8, 8)))
-    schedule = replace(SCHEDULE, steps=250, batch=1, rate=5e-3, save=50, average=0.9)
+    schedule = replace(
+        SCHEDULE, steps=250, batch=1, rate=5e-3, save=50, average=0.9, validate_every=50
+    )
     train_wrist(rows, base, schedule, tmp_path, form=form, settings=settings, validation=rows)
     first, *_, last = (line["validation"] for line in lines_of(tmp_path) if "validation" in line)
     assert last["matched"] > 0.9 and last["front_share"] == 1
@@ -241,7 +245,7 @@ def test_training_changes_the_trained_heads_alone_and_its_file_brings_them_back(
     base = make_base(form)
     before = {name: value.clone() for name, value in base.state_dict().items()}
     settings = replace(SETTINGS[form], matching=ANY, camera_rate=1e-3)
-    schedule = replace(SCHEDULE, steps=20, save=10)
+    schedule = replace(SCHEDULE, steps=20, save=10, validate_every=10)
     said = []
     path = train_wrist(
         rows, base, schedule, tmp_path, form=form, settings=settings, base_sha256="ab" * 32,

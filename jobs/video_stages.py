@@ -162,7 +162,7 @@ def _train_wrist(job: TrainJob) -> tuple[Path, dict[str, float]]:
 
 def _store(job: TrainJob):
     """The store of pre-computed latents; SourceError where there is none."""
-    from ..augment.cache import LatentStore
+    from ..augment.latents import LatentStore
 
     if job.cache is None:
         raise SourceError(
@@ -175,29 +175,37 @@ def _store(job: TrainJob):
     return LatentStore.open(job.cache)
 
 
-def _records(job: TrainJob, store) -> tuple[list[str], int]:
-    """The names of the records to train on, and the most anchor views that one has."""
-    names = store.records(job.splits)
-    return names, max((len(store.views(name)) for name in names), default=0)
-
-
 def _check_video(job: TrainJob) -> None:
-    from ..augment.train_video import check_training
-    from ..augment.weights import check
-    from ..augment.weights_shapes import meta
+    from ..augment.latents import check_origin
+    from ..augment.recipe import RECONSTRUCTION, file_sha256
+    from ..augment.train_video import check_training, training_records
+    from ..augment.weights import check, notices
+    from ..models.lora import read_generation
     from ..models.public_config import video_config
-    from ..models.video_dit import VideoDiT
+    from ..readers.tfds_folder import INFO
 
     store = _store(job)
     located = check(job.recipe, job.weights, parts=("dit",))
+    for line in notices(job.recipe):
+        print(f"licence: {line}", file=sys.stderr)
+    dataset, own = job.open_source(), job.out / RECONSTRUCTION
+    check_origin(
+        store,
+        job.recipe,
+        {RECONSTRUCTION: file_sha256(own)} if own.is_file() else {},
+        {
+            "name": dataset.name,
+            "version": dataset.version,
+            "info": file_sha256(dataset.folder / INFO),
+            "wrist": job.wrist_key(dataset),
+        },
+    )
+    names = training_records(store, job.splits, limit=job.episodes)
     config = video_config(located["dit"].path, job.recipe.form)
-    names, views = _records(job, store)
-    network: Any = meta(lambda: VideoDiT(replace(config, views=max(views, 1))))
-    check_training(store, network, names, network.config.views)
     if job.initial is not None:
-        from ..models.lora import read_generation
-
-        read_generation(job.initial)
+        config = read_generation(job.initial).sizes
+    most = max((len(store.views(name)) for name in names), default=1)
+    check_training(store, replace(config, views=max(config.views, most)), names)
 
 
 def _prepare_video(job: TrainJob, check: Callable[[], None]) -> None:
@@ -205,7 +213,6 @@ def _prepare_video(job: TrainJob, check: Callable[[], None]) -> None:
 
 
 def _train_video(job: TrainJob) -> tuple[Path, dict[str, float]]:
-    import torch
 
     from ..augment.train_video import train_video
     from ..augment.video_networks import open_base
@@ -213,9 +220,7 @@ def _train_video(job: TrainJob) -> tuple[Path, dict[str, float]]:
 
     store = _store(job)
     located = locate(job.recipe, job.weights, parts=("dit",))
-    half = job.schedule.bf16 and torch.device(job.device).type == "cuda"
-    base = open_base(job.recipe, located, dtype=torch.bfloat16 if half else torch.float32)
-    _, views = _records(job, store)
+    base = open_base(job.recipe, located)
     path = train_video(
         store,
         base,
@@ -223,8 +228,8 @@ def _train_video(job: TrainJob) -> tuple[Path, dict[str, float]]:
         job.out,
         mode=job.tuning,
         shift=job.recipe.shift,
-        views=views,
         splits=job.splits,
+        limit=job.episodes,
         validation=(job.validation,) if job.validation else (),
         initial=job.initial,
         fingerprint=fingerprint(job.recipe, located=located),

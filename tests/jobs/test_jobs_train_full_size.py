@@ -98,7 +98,7 @@ def test_stage_two_asks_for_its_cache_and_refuses_that_of_another_recipe(
     capsys.readouterr()
     assert cli.main([*line, "--cache", str(store), "--weights", str(official)]) == 2
     said = capsys.readouterr().err
-    assert "form is paper; the generator's is official" in said and said.count("\n") == 1
+    assert "recipe.form paper instead of official" in said and said.count("\n") <= 2
     assert not (tmp_path / "out").exists()
 
 

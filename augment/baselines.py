@@ -72,7 +72,11 @@ def parse_ways(
     if not names:
         raise SourceError("no way is named", key="--recipes", todo=_choices(recipes))
     named = [name.partition(":")[0] for name in names]
-    learnt = [n for n in named if n in recipes and n not in BASELINES and recipes[n].weights]
+    learnt = [
+        n
+        for n in named
+        if n in recipes and n not in BASELINES and recipes[n].generator != "constant"
+    ]
     plain = next((n for n in PROJECTED if n in recipes), None)
     # With no full recipe named, the recipe that stops at the projection is the cheapest source.
     base = learnt[0] if learnt else (plain or next(iter(recipes)))

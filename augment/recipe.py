@@ -238,19 +238,10 @@ def _parse(text: str, kind: type) -> Any:
 
 
 def weights_folder(recipe: Recipe, override: Path | None = None) -> Path | None:
-    """Where the recipe's weights lie: `override` if given, else inside the package."""
-    if recipe.weights is None:
-        return None
-    return Path(override) if override is not None else WEIGHTS / recipe.weights
-
-
-def weight_files(recipe: Recipe, weights: Path | None = None) -> list[Path]:
-    """The files a recipe loads."""
-    folder = weights_folder(recipe, weights)
-    if folder is None:
-        return []
-    names = [RECONSTRUCTION] + ([GENERATION] if recipe.generator == "wrist-dit" else [])
-    return [folder / name for name in names]
+    """Where what was trained for a recipe lies: `override`, else the package, or None."""
+    if override is not None and recipe.generator != "constant":
+        return Path(override)
+    return None if recipe.weights is None else WEIGHTS / recipe.weights
 
 
 def file_sha256(path: Path) -> str:

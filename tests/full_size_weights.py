@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from wristaugment.augment.recipe import get_recipe
 from wristaugment.augment.weights import requirements
-from wristaugment.models.checkpoints import save_weights
 from wristaugment.models.libraries import AutoencoderKLWan
+from wristaugment.models.lora import prepare_training, save_generation
 from wristaugment.models.released import MARKER, released_name, wan_name
 from wristaugment.models.vggt import VGGT, VGGTConfig
 from wristaugment.models.video_dit import VideoDiT, VideoDiTConfig
@@ -146,28 +146,24 @@ def write_reconstruction(root: Path, form: str = "paper") -> Path:
     torch.manual_seed(5)
     config = vggt_config(form, "camera", "depth", "wrist")
     values = {k: v for k, v in state(VGGT(config)).items() if k.startswith("wrist_head.")}
-    from dataclasses import asdict
-
-    return write(root / "reconstruction.safetensors", values, config=json.dumps(asdict(config)))
+    header = {
+        "form": form,
+        "trained": ["wrist"],
+        "wrist_kind": form,
+        "wrist": WRIST[form],
+        "dim": config.dim,
+        "base_sha256": "",
+        "wrist_fov": [0.9, 1.1],
+    }
+    return write(root / "reconstruction.safetensors", values, config=json.dumps(header))
 
 
 def write_generation(root: Path, form: str = "paper", *, whole: bool = False, **more) -> Path:
     """A tuned video DiT: LoRA factors and the new layers, or all of it."""
     torch.manual_seed(6)
-    config = dit_config(form, **more)
-    network, path = VideoDiT(config), root / "generation.safetensors"
-    if whole:
-        save_weights(path, network, config.to_dict())
-        return path
-    new = ("dit.patch_embedding.", "tokens.")
-    values = {k: v for k, v in state(network).items() if k.startswith(new)}
-    width = config.heads * config.head_dim
-    for layer in range(config.layers):
-        for name in ("to_q", "to_v"):
-            stem = f"dit.blocks.{layer}.attn1.{name}"
-            values[f"{stem}.lora_A.weight"] = torch.randn(4, width)
-            values[f"{stem}.lora_B.weight"] = torch.zeros(width, 4)
-    return write(path, values, config=json.dumps(config.to_dict()))
+    network, path = VideoDiT(dit_config(form, **more)), root / "generation.safetensors"
+    save_generation(path, prepare_training(network, "full" if whole else "lora"))
+    return path
 
 
 def write_all(root: Path, form: str) -> Path:

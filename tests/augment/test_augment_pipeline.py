@@ -177,7 +177,7 @@ def test_weights_of_another_network_are_refused(weights, tmp_path):
     with pytest.raises(WeightsError, match="not a readable safetensors file"):
         Augmenter(RECIPE, weights=tmp_path)
     (tmp_path / "generation.safetensors").unlink()
-    with pytest.raises(WeightsError, match="no such weights file"):
+    with pytest.raises(SourceError, match=r"generation\.safetensors.*are not here; give --weights"):
         Augmenter(RECIPE, weights=tmp_path)
 
 

@@ -257,7 +257,7 @@ def test_a_tuned_generator_fits_its_base(copied):
     made.write_generation(root)
     name = "dit.blocks.0.attn1.to_q.lora_A.weight"
     rewrite(root / "generation.safetensors", lambda s: s.update({name: torch.zeros(4, 7)}))
-    assert "LoRA factors of dit.blocks.0.attn1.to_q do not fit" in refused("paper", root)
+    assert f"1 of another shape: {name} [4, 7] instead of [4, 48]" in refused("paper", root)
     made.write_generation(root)
     rewrite(root / "generation.safetensors", lambda s: s.pop("tokens.view_embed.weight"))
     assert "1 missing: tokens.view_embed.weight" in refused("paper", root)

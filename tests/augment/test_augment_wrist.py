@@ -184,7 +184,7 @@ class Seeing(VGGT):
         along, eye = rays @ pose[:3, :3], -pose[:3, 3] @ pose[:3, :3]
         return eye - along * (eye[2] / along[:, 2:])
 
-    def forward(self, images, *, query_points=None, heads=None, tokens=None):
+    def read(self, tokens, images, rays=None, priors=None, *, query_points=None, heads=None):
         b, out = self.batch, Geometry()
         K, pose = b["K"][0], b["pose"][0]
         if "camera" in heads:
@@ -332,7 +332,7 @@ def test_one_anchor_trains_without_a_scale(make_base, wrist_episode, tmp_path):
         single, base, replace(SCHEDULE, steps=2), tmp_path, form="official", settings=settings,
         say=said.append,
     )  # fmt: skip
-    assert read_config(path)["heads"] == ["wrist"] and read_config(path)["views"] == 1
+    assert read_config(path)["trained"] == ["wrist"] and read_config(path)["views"] == 1
     assert len(said) == 2 and "one view, which has no scale" in said[0]
     assert "translation is left out" in said[1]
     assert {"wrist_rotation", "wrist_fov"} <= lines_of(tmp_path)[0].keys()
@@ -395,10 +395,10 @@ def test_a_file_of_another_network_is_refused(make_base, trained, tmp_path):
     with pytest.raises(WeightsError, match="no such weights file"):
         load_wrist(tmp_path / "none.safetensors", make_base())
     nano = RECIPES["nano"]
-    from wristaugment.augment.recipe import weight_files
+    from wristaugment.augment.weights import locate
 
     with pytest.raises(WeightsError, match="is not a trained wrist head"):
-        load_wrist(weight_files(nano)[0], make_base())
+        load_wrist(locate(nano)["reconstruction"].path, make_base())
 
 
 def test_a_base_that_cannot_be_trained_is_refused(make_base, rows, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from weights_rule import fill_by_rule, relative_error
+from weights_rule import Undrawn, fill_by_rule, relative_error
 from wristaugment.models.vggt import VGGT, Geometry, VGGTConfig
 
 ENCODERS = {  # depth and heads of the DINOv2 models, by the public names
@@ -100,7 +100,8 @@ def named(geometry: Geometry, step: int) -> dict[str, torch.Tensor]:
 def errors(meta: dict, arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
     """{output: relative error}, for every output in the fixture."""
     outputs = {name: value for name, value in arrays.items() if name != "meta"}
-    network = VGGT(config_of(meta, outputs)).eval()
+    with Undrawn():
+        network = VGGT(config_of(meta, outputs)).eval()
     fill_by_rule(network)
     tokens: dict[int, torch.Tensor] = {}
     hook = network.aggregator.register_forward_hook(lambda _m, _i, kept: tokens.update(kept))

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 def rule_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -14,8 +15,21 @@ def rule_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     x = rng.standard_normal(shape, dtype=np.float32)
     if len(shape) >= 2:
-        return x / np.sqrt(np.prod(shape[1:]), dtype=np.float32)
+        x /= np.sqrt(np.prod(shape[1:]), dtype=np.float32)
+        return x
     return 1 + np.float32(0.1) * x if name.endswith((".weight", ".gamma")) else np.float32(0.1) * x
+
+
+class Undrawn(TorchFunctionMode):
+    """Within it modules are built without drawing their initial weights, which would take minutes.
+
+    Buffers that a module computes are as ever; every parameter must then be filled.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.uniform_, torch.Tensor.normal_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

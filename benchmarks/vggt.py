@@ -131,11 +131,11 @@ def floor_of(network: nn.Module, forward: Callable[[], object]) -> Floor:
     return watch.floor
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Wall time of a call."""
-    start = time.perf_counter()
+def seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Wall time of a call, and the CPU time of all threads in it."""
+    start, busy = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def peak_gigabytes() -> float:
@@ -163,9 +163,12 @@ def measure(
     forward_peak = peak_gigabytes()
     floor = floor_of(network, forward)
     times: dict[str, list[float]] = {"forward": [], "floor": []}
+    cpu: dict[str, list[float]] = {"forward": [], "floor": []}
     for _ in range(turns):
-        times["forward"].append(seconds(forward))
-        times["floor"].append(seconds(floor))
+        for name, call in (("forward", forward), ("floor", floor)):
+            wall, busy = seconds(call)
+            times[name].append(wall)
+            cpu[name].append(busy)
     best = {name: min(values) for name, values in times.items()}
     found = {
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -174,6 +177,7 @@ def measure(
         "size": list(size),
         "threads": torch.get_num_threads(),
         "seconds": times,
+        "cpu_seconds": cpu,
         "forward_seconds": best["forward"],
         "floor_seconds": best["floor"],
         "floor_calls": floor.counts,
@@ -186,14 +190,18 @@ def measure(
     del floor
     if timesteps:
         batch = torch.rand(timesteps, views, 3, *size)
-        together, alone = [], []
+        clocks = {"batch": [], "alone": list(zip(times["forward"], cpu["forward"], strict=True))}
         for _ in range(max(1, turns // 2)):
-            together.append(seconds(lambda: network(batch)) / timesteps)
-            alone.append(sum(seconds(lambda one=one: network(one[None])) for one in batch))
+            clocks["alone"].append(seconds(forward))
+            clocks["batch"].append(seconds(lambda: network(batch)))
+            clocks["alone"].append(seconds(forward))
+        wall, busy = ({name: min(c[i] for c in all_) for name, all_ in clocks.items()} for i in (0, 1))
         found["batch"] = {
             "timesteps": timesteps,
-            "seconds_per_timestep": min(together),
-            "seconds_per_timestep_alone": min(alone) / timesteps,
+            "seconds_per_timestep": wall["batch"] / timesteps,
+            "seconds_per_timestep_alone": wall["alone"],
+            "cpu_seconds_per_timestep": busy["batch"] / timesteps,
+            "cpu_seconds_per_timestep_alone": busy["alone"],
             "peak_gigabytes": peak_gigabytes(),
         }
     return found
@@ -206,8 +214,7 @@ def within(found: dict) -> bool:
         found["ratio"] <= RATIO
         and found["peak_gigabytes"] < GIGABYTES
         and (
-            batch is None
-            or batch["seconds_per_timestep"] < batch["seconds_per_timestep_alone"]
+            batch is None or batch["seconds_per_timestep"] < batch["seconds_per_timestep_alone"]
         )
     )
 
@@ -228,8 +235,9 @@ def table(found: dict) -> list[str]:
         batch = found["batch"]
         out.append(
             f"timestep  {batch['seconds_per_timestep']:8.2f} s  of {batch['timesteps']} batched, "
-            f"{batch['seconds_per_timestep_alone']:.2f} s alone; peak "
-            f"{batch['peak_gigabytes']:.2f} GB"
+            f"{batch['seconds_per_timestep_alone']:.2f} s alone (CPU time "
+            f"{batch['cpu_seconds_per_timestep']:.2f} and "
+            f"{batch['cpu_seconds_per_timestep_alone']:.2f} s); peak {batch['peak_gigabytes']:.2f} GB"
         )
     return out
 

@@ -42,10 +42,10 @@ def scene(views: int, height: int, width: int, size: tuple[int, int], seed: int 
         K = torch.tensor([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]])
         pose = torch.eye(4)
         pose[0, 3] = 0.1 * (view - (views - 1) / 2)  # side by side
-        waves = sum(
-            rng.uniform(0.02, 0.06) * np.sin(rng.uniform(0.01, 0.04) * u + rng.uniform(0.01, 0.04) * v)
-            for _ in range(4)
-        )  # fmt: skip
+        waves = np.zeros((height, width))
+        for _ in range(4):
+            a, b = rng.uniform(0.01, 0.04, 2)
+            waves += rng.uniform(0.02, 0.06) * np.sin(a * u + b * v)
         depth = torch.from_numpy(np.float32(1 + waves))
         points.append(unproject(depth, K.float(), pose).reshape(-1, 3))
         colors.append(torch.from_numpy(rng.integers(1, 256, (height * width, 3), dtype=np.uint8)))
@@ -148,8 +148,9 @@ def main(arguments: list[str] | None = None) -> int:
     height, width = map(int, args.size.split("x"))
     found = measure(views, rows, columns, (height, width), args.turns)
     out = sys.stderr if args.json == "-" else sys.stdout
-    print(f"{found['points']:,} points to {height}x{width} ({100 * found['covered']:.0f}% covered), "
-          f"{found['threads']} threads", file=out)  # fmt: skip
+    share = f"{100 * found['covered']:.0f}% covered"
+    print(f"{found['points']:,} points to {height}x{width}, {share}, {found['threads']} threads",
+          file=out)  # fmt: skip
     for name, speed in found["frames_per_second"].items():
         same = found["agreement"].get(name)
         note = "" if same is None else f"  {100 * same:.2f}% of the pixels agree"

@@ -195,7 +195,9 @@ def measure(
             clocks["alone"].append(seconds(forward))
             clocks["batch"].append(seconds(lambda: network(batch)))
             clocks["alone"].append(seconds(forward))
-        wall, busy = ({name: min(c[i] for c in all_) for name, all_ in clocks.items()} for i in (0, 1))
+        wall, busy = (
+            {name: min(c[i] for c in all_) for name, all_ in clocks.items()} for i in (0, 1)
+        )
         found["batch"] = {
             "timesteps": timesteps,
             "seconds_per_timestep": wall["batch"] / timesteps,
@@ -213,9 +215,7 @@ def within(found: dict) -> bool:
     return (
         found["ratio"] <= RATIO
         and found["peak_gigabytes"] < GIGABYTES
-        and (
-            batch is None or batch["seconds_per_timestep"] < batch["seconds_per_timestep_alone"]
-        )
+        and (batch is None or batch["seconds_per_timestep"] < batch["seconds_per_timestep_alone"])
     )
 
 
@@ -237,7 +237,8 @@ def table(found: dict) -> list[str]:
             f"timestep  {batch['seconds_per_timestep']:8.2f} s  of {batch['timesteps']} batched, "
             f"{batch['seconds_per_timestep_alone']:.2f} s alone (CPU time "
             f"{batch['cpu_seconds_per_timestep']:.2f} and "
-            f"{batch['cpu_seconds_per_timestep_alone']:.2f} s); peak {batch['peak_gigabytes']:.2f} GB"
+            f"{batch['cpu_seconds_per_timestep_alone']:.2f} s); "
+            f"peak {batch['peak_gigabytes']:.2f} GB"
         )
     return out
 

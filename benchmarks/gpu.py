@@ -159,15 +159,23 @@ def measure_vggt(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[dict]:
-    """For every number of timesteps in a batch: frames (views of timesteps) per second, memory."""
+    """For every number of timesteps in a batch: frames (views of timesteps) per second, memory.
+
+    Ends at the first batch that the device's memory does not hold.
+    """
     with device:
         network = VGGT(config).eval().to(dtype)
     out = []
     for timesteps in batches:
         images = torch.rand(timesteps, views, 3, *size, device=device, dtype=dtype)
         forget_peak(device)
-        network(images)
-        one = seconds(lambda images=images: network(images), device, turns=3)
+        try:
+            network(images)
+            one = seconds(lambda images=images: network(images), device, turns=3)
+        except torch.cuda.OutOfMemoryError:
+            if not out:
+                raise
+            break  # what fits is measured
         out.append(
             {
                 "timesteps": timesteps,

@@ -264,9 +264,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="- = stdout")
     args = parser.parse_args(arguments)
     try:
-        sizes = [tuple(map(int, text.split("x"))) for text in args.sizes.split(",")]
-        for height, width in sizes:
+        sizes: list[tuple[int, int]] = []
+        for text in args.sizes.split(","):
+            height, width = map(int, text.split("x"))
             latent_shape(OFFICIAL, args.frames, height, width)
+            sizes.append((height, width))
     except ValueError as error:
         print(f"benchmark: error: {error}", file=sys.stderr)
         return 2

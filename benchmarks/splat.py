@@ -144,8 +144,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=5, help="how often each is measured")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="- = stdout")
     args = parser.parse_args(arguments)
-    views, rows, columns = map(int, args.points.split("x"))
-    height, width = map(int, args.size.split("x"))
+    try:
+        views, rows, columns = map(int, args.points.split("x"))
+        height, width = map(int, args.size.split("x"))
+    except ValueError:
+        parser.error(f"sizes are VxHxW and HxW; found {args.points} and {args.size}")
     found = measure(views, rows, columns, (height, width), args.turns)
     out = sys.stderr if args.json == "-" else sys.stdout
     share = f"{100 * found['covered']:.0f}% covered"

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from wristaugment.models.aggregator import PATCH
 from wristaugment.models.vggt import VGGT, VGGTConfig
 
 RATIO, GIGABYTES = 1.2, 7.5
@@ -252,7 +253,12 @@ def main(arguments: list[str] | None = None, config: VGGTConfig | None = None) -
     parser.add_argument("--turns", type=int, default=2, help="how often each is measured")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="- = stdout")
     args = parser.parse_args(arguments)
-    height, width = map(int, args.size.split("x"))
+    try:
+        height, width = map(int, args.size.split("x"))
+    except ValueError:
+        parser.error(f"--size is HxW; found {args.size}")
+    if height % PATCH or width % PATCH or min(height, width, args.views, args.turns) < 1:
+        parser.error(f"--size takes multiples of {PATCH}, --views and --turns at least 1")
     config = config or VGGTConfig()
     found = measure(config, args.views, (height, width), args.timesteps, args.turns)
     print("\n".join(table(found)), file=sys.stderr if args.json == "-" else sys.stdout)

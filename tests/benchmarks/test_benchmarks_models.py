@@ -91,6 +91,13 @@ def test_vggt_prints_its_figures(vggt, capsys):
     assert not vggt.within({**found, "ratio": 1.1, "peak_gigabytes": 8.0})
 
 
+@pytest.mark.parametrize("size", ["294", "300x518"])
+def test_a_wrong_size_is_refused_before_any_work(vggt, capsys, size):
+    with pytest.raises(SystemExit) as stopped:
+        vggt.main(["--size", size])
+    assert stopped.value.code == 2 and "--size" in capsys.readouterr().err
+
+
 def test_the_splat_draws_what_the_loop_draws_and_faster(splat):
     found = splat.measure(2, 60, 80, (96, 128), turns=2)
     assert found["points"] == 9600 and found["covered"] > 0.3

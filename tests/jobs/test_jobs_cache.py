@@ -12,11 +12,11 @@ import small_weights
 from wristaugment.augment.corpus import training_episodes
 from wristaugment.augment.latents import LatentStore, record_name
 from wristaugment.augment.pipeline import Augmenter
-from wristaugment.augment.recipe import file_sha256, get_recipe
+from wristaugment.augment.recipe import get_recipe
 from wristaugment.augment.train_video import train_video
 from wristaugment.augment.training import Schedule
 from wristaugment.augment.video_networks import open_base
-from wristaugment.augment.weights import locate
+from wristaugment.augment.weights import fingerprint, locate
 from wristaugment.jobs import cache, cli
 from wristaugment.jobs.interrupt import EXIT_CODE, Interrupted
 from wristaugment.readers import open_dataset
@@ -102,14 +102,13 @@ def test_what_is_kept_is_trained_on_and_then_drawn_with(droid_source, weights, t
     assert cli.main(line(droid_source, root, out, recipe, "--episodes", 3)) == 0
     own = shutil.copytree(root, tmp_path / "own")
     located = locate(recipe, root, parts=["dit"])
-    path = located["dit"].path
     trained = train_video(
         LatentStore.open(out),
         open_base(get_recipe(recipe), located),
         Schedule(steps=2, batch=2, rate=1e-2, warmup=1, bf16=False, average=0.0),
         own,
         mode=mode,
-        fingerprint={path.name: file_sha256(path)},
+        fingerprint=fingerprint(recipe, located=located),
     )
     assert trained == own / "generation.safetensors"
     recipe_made = replace(

@@ -245,7 +245,7 @@ def test_only_one_training_at_a_time_writes_to_a_folder(capsys, tmp_path):
 
 
 def test_a_stage_can_be_plugged_in(capsys, tmp_path, monkeypatch):
-    from wristaugment.jobs import stages
+    from wristaugment.jobs import stages, video_stages
 
     seen = []
 
@@ -261,7 +261,7 @@ def test_a_stage_can_be_plugged_in(capsys, tmp_path, monkeypatch):
         train,
         options=frozenset({"tuning", "weights"}),
     )
-    monkeypatch.setitem(stages.STAGES, ("video-dit", "generation"), stage)
+    monkeypatch.setitem(video_stages.VIDEO_STAGES, ("video-dit", "generation"), stage)
     line = ["train", "generation", *SOURCE, "--out", str(tmp_path), "--recipe", "paper"]
     assert cli.main([*line, "--weights", str(tmp_path), "--precision", "fp32"]) == 0
     assert "figure: 2" in capsys.readouterr().out

@@ -471,7 +471,7 @@ def test_an_actor_refuses_a_gpu_that_is_too_small_before_it_loads(
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     work = actors.Work(
         data_dir=str(small.root), dataset="droid", anchor_keys=None, out=str(tmp_path / "out"),
-        splits=None, limit=None, recipe="nano", weights=None, device="cuda",
+        splits=None, limit=None, recipe="nano", settings=(), weights=None, device="cuda",
         wrist_key="wrist_rgb", size=(72, 128), pose="auto", seed=0, replace=False,
         description="synthetic",
     )  # fmt: skip

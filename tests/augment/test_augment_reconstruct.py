@@ -1,0 +1,124 @@
+"""Stage 1 of the full-size recipes where the network is right: every way must see the truth."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from wristaugment.augment.assess import resize_frames
+from wristaugment.augment.corpus import training_episodes
+from wristaugment.augment.project import condition_maps, scaled_wrist_K
+from wristaugment.augment.recipe import RECIPES
+from wristaugment.augment.reconstruct import network_size, reconstruct
+from wristaugment.augment.train_reconstruction import nearest_resize
+from wristaugment.models.geometry import encode_pose, rescale_intrinsics, unproject
+from wristaugment.models.vggt import Geometry
+from wristaugment.readers import open_dataset
+
+CORPUS = Path(__file__).resolve().parents[1] / "fixtures" / "corpus"
+SIZE = (96, 160)
+
+
+class TrueVGGT(torch.nn.Module):
+    """Says the truth of an episode, each timestep in a unit of length of its own."""
+
+    config = SimpleNamespace(ray_channels=0)
+
+    def __init__(self, episode, recipe):
+        super().__init__()
+        self.parameter = torch.nn.Parameter(torch.zeros(1))
+        size, T = network_size(*episode.anchors[0].size, recipe), episode.length
+        depth = [torch.tensor(nearest_resize(v.depth, size)) for v in episode.anchors]
+        depth = torch.stack(depth, 1).float()
+        depth = torch.where(depth > 0, depth, 3.0)
+        K = torch.stack(
+            [rescale_intrinsics(torch.tensor(v.K).float(), v.size, size) for v in episode.anchors]
+        ).expand(T, -1, -1, -1)
+        pose = torch.stack([torch.tensor(v.pose).float() for v in episode.anchors])
+        anchors = (pose @ torch.linalg.inv(pose[:1])).expand(T, -1, -1, -1)
+        wrist = torch.tensor(episode.measured_wrist_pose()).float() @ torch.linalg.inv(pose[0])
+        wrist_K = torch.tensor(episode.wrist_K).float().expand(T, -1, -1)
+        unit = (0.3 * torch.randn(T, generator=torch.Generator().manual_seed(0))).exp() * 1.7
+        self.cameras = encode_pose(anchors, K, size)
+        self.wrist = encode_pose(wrist, wrist_K, episode.wrist_size)
+        self.cameras[..., :3] *= unit[:, None, None]
+        self.wrist[:, :3] *= unit[:, None]
+        self.points = unproject(depth, K, anchors) * unit[:, None, None, None, None]
+        self.depth, self.next = depth * unit[:, None, None, None], 0
+
+    def aggregate(self, images, rays):
+        return {0: images}
+
+    def read(self, tokens, images, rays, priors, heads):
+        part = slice(self.next, self.next + len(images))
+        self.next = part.stop % len(self.depth)
+        sure = torch.full_like(self.depth[part], 5.0)
+        return Geometry(
+            cameras=self.cameras[part][None],
+            wrist=self.wrist[part],
+            depth=self.depth[part],
+            depth_confidence=sure,
+            points=self.points[part],
+            points_confidence=sure,
+        )
+
+
+@pytest.fixture(scope="module")
+def episode():
+    dataset = open_dataset(CORPUS, "droid")
+    read = training_episodes(dataset, ["train"], dataset.profile.wrist.key, depth=True)
+    return next(islice(read, 1, None))
+
+
+def seen(episode, recipe, pose="auto", network=None):
+    """(how near the condition maps are to the recorded wrist, in dB where covered; coverage)."""
+    network = network or TrueVGGT(episode, recipe)
+    found = reconstruct(network, episode, recipe, pose=pose, batch=3)
+    K = scaled_wrist_K(episode.wrist_K, episode.wrist_size, found.wrist_fov, recipe)
+    maps = condition_maps(
+        episode.anchors, found.depth, found.confidence, found.K, found.pose, K, found.wrist_pose,
+        recipe, points=found.points,
+    )  # fmt: skip
+    truth = resize_frames(episode.wrist.frames, SIZE).astype(float)
+    error = ((maps.color - truth) ** 2)[maps.covered].mean()
+    return 10 * np.log10(255**2 / error), float(maps.coverage.mean()), found
+
+
+def uncalibrated(episode):
+    anchors = [replace(view, K=None, pose=None) for view in episode.anchors]
+    return replace(episode, anchors=anchors, wrist_K=None)
+
+
+@pytest.mark.parametrize("name", ["paper", "official"])
+def test_every_source_of_cameras_and_pose_gives_the_same_view(episode, name):
+    recipe = replace(RECIPES[name], wrist_size=SIZE, side=280)
+    ways = {
+        "measured": seen(episode, recipe),
+        "head": seen(episode, recipe, "head"),
+        "alone": seen(uncalibrated(episode), recipe, network=TrueVGGT(episode, recipe)),
+    }
+    for way, (quality, coverage, found) in ways.items():
+        assert quality > ways["measured"][0] - 1 > 18, way
+        assert coverage > 0.7, way
+        assert found.calibrated == (way != "alone")
+    truth = torch.tensor(episode.measured_wrist_pose()).float()
+    torch.testing.assert_close(ways["head"][2].wrist_pose, truth, atol=2e-3, rtol=0)
+
+
+def test_frame_by_frame_the_scale_is_each_timesteps_own(episode):
+    recipe = replace(RECIPES["official"], wrist_size=SIZE, side=140)
+    network = TrueVGGT(episode, recipe)
+    bare = uncalibrated(episode)
+    still = reconstruct(network, bare, recipe, batch=3)
+    jumping = reconstruct(network, bare, replace(recipe, static=False), batch=3)
+    assert still.pose.shape == (2, 4, 4) and jumping.pose.shape == (episode.length, 2, 4, 4)
+
+    def spread(found):
+        """How unlike each other the distances of a static corner are over the episode."""
+        corner = found.points[:, 0, :4, :4].norm(dim=-1).mean((1, 2))
+        return float(corner.std() / corner.mean())
+
+    assert spread(still) < 0.02 < 0.1 < spread(jumping)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -135,28 +135,38 @@ def open_pairs(
         raise SourceError(f"{limit} episodes", key="--episodes", todo="give 1 or more")
     source = open_dataset(Path(data_dir), dataset, anchor_keys=anchor_keys)
     key = picture_key(source, against, "--against")
-    if key in [camera.key for camera in source.profile.anchors]:
-        raise SourceError(
-            "is an anchor view, so ways could copy from what they are scored against",
-            file=source.folder,
-            key=key,
-            todo="take it out of --anchor-keys, or name another with --against",
-        )
-    names = [split.name for split in source.splits]
-    for name in splits or ():
-        if name not in names:
-            raise SourceError(
-                f"there is no split {name!r}",
-                file=source.folder,
-                key="--split",
-                todo=f"name one of: {', '.join(names)}",
-            )
+    require_recorded(source, key)
+    require_splits(source, splits or ())
     chosen = [split for split in source.splits if splits is None or split.name in splits]
     pairs = Pairs(source, key, chosen, limit)
     if copy is not None:
         pairs.copy = open_dataset(Path(copy), dataset, anchor_keys=anchor_keys)
         pairs.wrist_key = picture_key(pairs.copy, wrist_key, "--wrist-key")
     return pairs
+
+
+def require_recorded(dataset, key: str) -> None:
+    """SourceError for a wrist view that is also an anchor: nothing would be learnt or shown."""
+    if key in [camera.key for camera in dataset.profile.anchors]:
+        raise SourceError(
+            "is an anchor view, so what is made could be copied from what it is held against",
+            file=dataset.folder,
+            key=key,
+            todo="take it out of --anchor-keys, or name another with --against",
+        )
+
+
+def require_splits(dataset, names: Iterable[str]) -> None:
+    """SourceError for a split that the dataset does not have; lists those that it has."""
+    known = [split.name for split in dataset.splits]
+    for name in names:
+        if name not in known:
+            raise SourceError(
+                f"there is no split {name!r}",
+                file=dataset.folder,
+                key="--split",
+                todo=f"name one of: {', '.join(known)}",
+            )
 
 
 def picture_key(dataset, name: str, option: str) -> str:

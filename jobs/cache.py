@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     from ..augment.weights import check as check_weights
     from ..augment.weights import fingerprint, notices
     from ..readers.tfds_folder import INFO
+    from .pool import device_here
     from .progress import Progress
 
     say = speaker(args.json)
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     part = _part(args.part)
     dataset, wrist_key, splits = _source(args)
     located = check_weights(recipe, args.weights, parts=PARTS)
-    device = _device(args.device)
+    device = device_here(args.device)
     identity = store_identity(
         recipe,
         fingerprint(recipe, located=located),
@@ -193,7 +194,7 @@ def _recipe(args: argparse.Namespace):
 
 def _source(args: argparse.Namespace) -> tuple[Any, str, list[str]]:
     """The dataset, the key of its recorded wrist view, and the splits to read."""
-    from ..augment.pairs import picture_key
+    from ..augment.pairs import picture_key, require_recorded, require_splits
     from ..readers import open_dataset
     from .plan import split_values
 
@@ -208,25 +209,11 @@ def _source(args: argparse.Namespace) -> tuple[Any, str, list[str]]:
             file=dataset.folder,
             todo="name one with --against, or use a corpus that has one",
         )
-    if key in [camera.key for camera in dataset.profile.anchors]:
-        raise SourceError(
-            "is an anchor view, so nothing would be learnt from it",
-            file=dataset.folder,
-            key=key,
-            todo="take it out of --anchor-keys, or name another with --against",
-        )
+    require_recorded(dataset, key)
     if args.episodes is not None and args.episodes < 1:
         raise SourceError(f"{args.episodes} episodes", key="--episodes", todo="give 1 or more")
-    names = [split.name for split in dataset.splits]
-    splits = split_values(args.split) or names
-    for name in splits:
-        if name not in names:
-            raise SourceError(
-                f"there is no split {name!r}",
-                file=dataset.folder,
-                key="--split",
-                todo=f"name one of: {', '.join(names)}",
-            )
+    splits = split_values(args.split) or [split.name for split in dataset.splits]
+    require_splits(dataset, splits)
     return dataset, key, splits
 
 
@@ -240,15 +227,3 @@ def _part(text: str | None) -> tuple[int, int]:
             f"{text!r} is no part K/N with K from 1 to N", key="--part", todo="give it as in 1/4"
         )
     return int(found[1]) - 1, int(found[2])
-
-
-def _device(asked: str) -> str:
-    if asked == "cpu":
-        return asked
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if asked == "cuda":
-        raise SourceError("no GPU is found", key="--device", todo="use --device cpu")
-    return "cpu"

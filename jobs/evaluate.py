@@ -171,11 +171,12 @@ def _scorer(args: argparse.Namespace):
     from ..augment.evaluate import Scorer
     from ..augment.recipe import get_recipe, weights_folder
     from .plan import split_values
+    from .pool import device_here
 
     names = split_values(args.recipes) or ([] if args.copy else split_values([_RECIPES]))
     ways = parse_ways(names, poses=args.pose) if names else []
     weights = Path(args.weights) if args.weights else None
-    device = _device(args.device) if any(way.runs_recipe for way in ways) else "cpu"
+    device = device_here(args.device) if any(way.runs_recipe for way in ways) else "cpu"
 
     def augmenter(recipe: str):
         from ..augment.pipeline import make_augmenter
@@ -190,18 +191,6 @@ def _scorer(args: argparse.Namespace):
         seed=args.seed,
         with_copy=args.copy is not None,
     )
-
-
-def _device(asked: str) -> str:
-    if asked == "cpu":
-        return asked
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if asked == "cuda":
-        raise SourceError("no GPU is found", key="--device", todo="use --device cpu")
-    return "cpu"
 
 
 def _page_row(result, ways):

@@ -44,6 +44,19 @@ def local_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def device_here(asked: str) -> str:
+    """ "cpu" or "cuda" for a command that works in its own process, from its --device.
+
+    Raises:
+        SourceError: a GPU was asked for and there is none.
+    """
+    if asked != "cpu" and local_gpus():
+        return "cuda"
+    if asked == "cuda":
+        raise SourceError("no GPU is found", key="--device", todo="use --device cpu")
+    return "cpu"
+
+
 class Cluster:
     """A Ray cluster: one of the machine's own, or the one at an address. Use as a context manager.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import WeightsError
 
@@ -22,8 +23,18 @@ def save_weights(
         name: value.detach().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in network.state_dict().items()
     }
+    write_tensors(path, state, config)
+
+
+def write_tensors(path: Path, state: Mapping[str, Tensor], config: Mapping) -> None:
+    """Write named tensors with their configuration in the header; the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path, metadata={"config": json.dumps(config, sort_keys=True)})
+    staged = path.with_name(f".{path.name}.staged")
+    kept = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    save_file(kept, staged, metadata={"config": json.dumps(config, sort_keys=True)})
+    with open(staged, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(staged, path)
 
 
 def read_config(path: Path) -> dict:

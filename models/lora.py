@@ -6,8 +6,6 @@ makes the context, which Wan does not have, are trained as a whole and lie in th
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +15,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoints import mismatch, read_config
+from .checkpoints import mismatch, read_config, write_tensors
 from .errors import WeightsError
 from .libraries import WanTransformer3DModel
 from .video_dit import VideoDiT, VideoDiTConfig, change_views
@@ -188,14 +185,7 @@ def save_generation(
         layer = next(iter(layers.values()))
         config["rank"] = layer.r[_ADAPTER]
         config["alpha"] = float(layer.lora_alpha[_ADAPTER])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.staged")
-    save_file(
-        {name: value.cpu().contiguous() for name, value in own.items()},
-        staged,
-        metadata={"config": json.dumps(config, sort_keys=True)},
-    )
-    os.replace(staged, path)
+    write_tensors(path, own, config)
 
 
 def read_generation(path: Path) -> Generation:

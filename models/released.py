@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .checkpoints import mismatch
 from .errors import WeightsError
 from .libraries import WanRotaryPosEmbed
+from .state_file import open_state, take_over
 from .video_dit import (
     OFFICIAL,
     VideoDiT,
@@ -126,8 +126,8 @@ def load_wan(path: Path, network: VideoDiT, *, generator: torch.Generator | None
     """
     patch = "patch_embedding.weight"
     own = [k.removeprefix("dit.") for k in network.state_dict() if k.startswith("dit.")]
-    with _opened(path) as file:
-        found = set(file.keys())
+    with open_state(path) as file:
+        found = set(file.shapes)
     same = {f"dit.{k}": k for k in own}
     names = same if "proj_out.weight" in found else {k: wan_name(v) for k, v in same.items()}
     shapes = {names[k]: list(v.shape) for k, v in network.state_dict().items() if k in names}
@@ -170,18 +170,6 @@ def _restore_rotary(network: VideoDiT) -> None:
     network.dit.rope = WanRotaryPosEmbed(network.config.head_dim, network.config.patch, longest)
 
 
-def _opened(path: Path):
-    """A safetensors file, or a WeightsError that says why it is none."""
-    try:
-        return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such weights file; fetch it or name another") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{path}: not a readable safetensors file ({error}); fetch it again"
-        ) from None
-
-
 def _load(
     path: Path,
     network: VideoDiT,
@@ -199,22 +187,10 @@ def _load(
     """
     own = network.state_dict()
     wanted = {names[k]: list(own[k].shape) for k in names} | dict(shapes or {})
-    with _opened(path) as file:
-        found = {k: list(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
-        beside = {k: v for k, v in (optional or {}).items() if k in found}
-        _check(path, wanted | beside, found)
-        state = {}
-        for name, public in names.items():
-            value = change(public, file.get_tensor(public))
-            state[name] = value.to(own[name].dtype)
-    for name, value in state.items():
-        owner, _, leaf = name.rpartition(".")
-        module = network.get_submodule(owner)
-        parameter = module.get_parameter(leaf)
-        if parameter.is_meta:
-            setattr(module, leaf, torch.nn.Parameter(value, parameter.requires_grad))
-        else:
-            parameter.data.copy_(value)
+    with open_state(path) as file:
+        beside = {k: v for k, v in (optional or {}).items() if k in file.shapes}
+        _check(path, wanted | beside, file.shapes)
+        take_over(network, {k: change(v, file.tensor(v)) for k, v in names.items()})
 
 
 def _check(path: Path, wanted: Shapes, found: Shapes) -> None:

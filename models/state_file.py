@@ -69,7 +69,7 @@ def open_state(path: Path) -> Iterator[StateFile]:
         raise _absent(path) from None
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: not a whole safetensors file ({error}); fetch it again"
+            f"{path}: not a readable safetensors file ({error}); fetch it again"
         ) from None
     with file:
         # A safetensors file is no mapping, whatever its `keys` look like.

@@ -6,9 +6,9 @@ The floor is measured in the same run: one forward is watched, and every matrix 
 layers, and convolutions as the product that they are, without gathering the windows) and every
 scaled_dot_product_attention of it is then done bare, in the same order, with the same weights.
 Forward and floor take turns, and the best of each counts, since other work on the machine can only
-make one slower. Weights are random; sizes are the public ones. Exit status 1 if the forward takes
-more than 1.2 times the floor, the process more than 7.5 GB, or a timestep in a batch of eight as
-long as one alone.
+make one slower; a batch is compared with the mean of as many single timesteps. Weights are random;
+sizes are the public ones. Exit status 1 if the forward takes more than 1.2 times the floor, the
+process more than 7.5 GB, or a timestep in a batch of eight as long as one alone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from wristaugment.models.aggregator import PATCH
+from wristaugment.models.allocator import keep_freed_memory
 from wristaugment.models.vggt import VGGT, VGGTConfig
 
 RATIO, GIGABYTES = 1.2, 7.5
@@ -191,13 +192,14 @@ def measure(
     del floor
     if timesteps:
         batch = torch.rand(timesteps, views, 3, *size)
-        clocks = {"batch": [], "alone": list(zip(times["forward"], cpu["forward"], strict=True))}
-        for _ in range(max(1, turns // 2)):
-            clocks["alone"].append(seconds(forward))
-            clocks["batch"].append(seconds(lambda: network(batch)))
-            clocks["alone"].append(seconds(forward))
+        # One after the other, as many alone as are in the batch, half before it and half after:
+        # what else the machine does meanwhile then slows both alike.
+        alone = [seconds(forward) for _ in range(timesteps // 2)]
+        batched = seconds(lambda: network(batch))
+        alone += [seconds(forward) for _ in range(timesteps - timesteps // 2)]
         wall, busy = (
-            {name: min(c[i] for c in all_) for name, all_ in clocks.items()} for i in (0, 1)
+            {"batch": batched[i], "alone": sum(clock[i] for clock in alone) / timesteps}
+            for i in (0, 1)
         )
         found["batch"] = {
             "timesteps": timesteps,
@@ -259,6 +261,7 @@ def main(arguments: list[str] | None = None, config: VGGTConfig | None = None) -
         parser.error(f"--size is HxW; found {args.size}")
     if height % PATCH or width % PATCH or min(height, width, args.views, args.turns) < 1:
         parser.error(f"--size takes multiples of {PATCH}, --views and --turns at least 1")
+    keep_freed_memory()
     config = config or VGGTConfig()
     found = measure(config, args.views, (height, width), args.timesteps, args.turns)
     print("\n".join(table(found)), file=sys.stderr if args.json == "-" else sys.stdout)

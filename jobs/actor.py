@@ -254,7 +254,10 @@ def _after_loading(device: str) -> None:
     torch = sys.modules.get("torch")  # not every recipe needs it
     if torch is None:
         return
+    from ..models.allocator import keep_freed_memory
+
     torch.set_num_threads(1)
+    keep_freed_memory()
     if device == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False

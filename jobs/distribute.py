@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..models.allocator import keep_freed_memory
 from ..models.errors import WeightsError
 from ..readers.errors import SourceError
 from ..writers.atomic import write_atomic
@@ -141,6 +142,7 @@ def run_rank(config: dict[str, Any]) -> None:
     else:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(job.threads or max(1, cores // parallel.world()))
+        keep_freed_memory()
     stop_when((job.folder / _STOP).exists)
     try:
         path, figures = get_stage(job.recipe, job.stage).train(job)

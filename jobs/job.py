@@ -13,9 +13,9 @@ from pathlib import Path
 from .. import __version__
 from ..augment.recipe import Recipe, change_recipe, get_recipe
 from ..augment.weights import Located, check, check_records, fingerprint
+from ..readers.dataset import Shard
 from ..readers.errors import SourceError
 from ..readers.rlds import RldsDataset
-from ..readers.tfds_folder import ShardFile
 from ..writers.rlds import RldsCopy
 from .actor import Work
 from .ledger import Ledger
@@ -41,7 +41,7 @@ class Job:
     plan: dict
     ledger: Ledger
     tasks: list[Task]
-    shards: dict[tuple[str, int], ShardFile]
+    shards: dict[tuple[str, int], Shard]
     replaces: bool
     cluster: Cluster | None = None
 

@@ -39,7 +39,7 @@ def source_fingerprint(dataset, shards: Iterable) -> dict:
 
     Args:
         dataset: the opened source.
-        shards: ShardFile objects that will be read (only `path` is used).
+        shards: Shard objects that will be read (only `path` is used).
 
     Raises:
         SourceError: a shard that dataset_info.json promises is not there.

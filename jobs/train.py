@@ -324,9 +324,11 @@ def _here(stage, job) -> dict:
     import torch
 
     from ..augment.training import Stopped, stop_when
+    from ..models.allocator import keep_freed_memory
 
     if job.threads:
         torch.set_num_threads(job.threads)
+    keep_freed_memory()
     stop_when(lambda: bool(interrupt.asked()))
     try:
         path, figures = stage.train(job)

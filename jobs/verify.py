@@ -241,7 +241,7 @@ class _Comparison:
         """Compare one shard; returns the sum of the copy's payloads, or None where it is damaged.
 
         Args:
-            old: the source's ShardFile with `records` cut to what was to be copied.
+            old: the source's Shard with `records` cut to what was to be copied.
             new: the copy's.
             names: of the two new features.
         """

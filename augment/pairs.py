@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ..readers import open_dataset
+from ..readers.dataset import Shard, Split
 from ..readers.episode import Episode, Record, WristStream
 from ..readers.errors import SourceError
 from ..readers.rlds import RawRecord, RldsDataset
-from ..readers.tfds_folder import ShardFile, Split
 from ..writers.rlds import VALID
 
 Pair = tuple[Episode | None, WristStream | None]
@@ -75,7 +75,7 @@ class Pairs:
                         episode = found
                     yield episode, stream
 
-    def _copied(self, split: Split, shard: ShardFile) -> Iterator[RawRecord] | None:
+    def _copied(self, split: Split, shard: Shard) -> Iterator[RawRecord] | None:
         """The readable records of the copy's twin of a shard; None where no copy is scored."""
         if self.copy is None:
             return None

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from .dataset import Shard, Split
 from .episode import Episode, Record, View
 from .errors import SourceError
 from .example import ExampleIndex
 from .features import Features, Leaf
 from .pictures import decode_stream, no_picture
 from .profiles import Camera, Numbers, Profile, find_profile, known, resolve
-from .tfds_folder import FEATURES, Info, ShardFile, Split, find_folder, read_info
+from .tfds_folder import FEATURES, Info, find_folder, read_info
 from .tfrecord import read_frames
 
 _MILLIMETRES = np.float32(0.001)
@@ -88,7 +89,7 @@ class RldsDataset:
         """The splits in the order of dataset_info.json."""
         return self.info.splits
 
-    def records(self, shard: ShardFile) -> Iterator[RawRecord]:
+    def records(self, shard: Shard) -> Iterator[RawRecord]:
         """The records of one shard, in order; raises nothing for damage, but says so in `error`.
 
         A record with a flipped byte comes without payload and the walk goes on. Where the rest of
@@ -407,7 +408,7 @@ def _place(folder: Path, info: Info, names) -> Path:
     return Path(name, *parts)
 
 
-def _lost(place: Record, shard: ShardFile, missing: int, found: str) -> RawRecord:
+def _lost(place: Record, shard: Shard, missing: int, found: str) -> RawRecord:
     if missing > 1:
         found += f", so {missing} of the {shard.records} declared records cannot be reached"
     error = SourceError(found, file=shard.path, record=place.index, todo="fetch this shard again")

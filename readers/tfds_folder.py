@@ -7,33 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .dataset import Shard, Split
 from .errors import SourceError
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-
-
-@dataclass(frozen=True)
-class ShardFile:
-    """One file of records: its split, its number there, its path, and its declared records."""
-
-    split: str
-    index: int
-    path: Path
-    records: int
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split and its shards, in order."""
-
-    name: str
-    shards: list[ShardFile]
-
-    @property
-    def records(self) -> int:
-        """How many records the split declares."""
-        return sum(shard.records for shard in self.shards)
 
 
 @dataclass(frozen=True)
@@ -106,7 +84,7 @@ def read_info(folder: Path) -> Info:
     info = Info(path, text, tree, name, version, tree.get("configName") or "", templates, [])
     for split, shards in lengths.items():
         files = [
-            ShardFile(split, i, folder / info.shard_name(split, i, len(shards)), records)
+            Shard(split, i, folder / info.shard_name(split, i, len(shards)), records)
             for i, records in enumerate(shards)
         ]
         info.splits.append(Split(split, files))

@@ -17,11 +17,12 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from ..readers.dataset import Shard, Split
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
 from ..readers.features import STEPS, dump_like
 from ..readers.rlds import RawRecord, RldsDataset
-from ..readers.tfds_folder import FEATURES, INFO, ShardFile, Split
+from ..readers.tfds_folder import FEATURES, INFO
 from ..readers.tfrecord import OVERHEAD, extend_crc, footer, header
 from .atomic import copy_atomic, fsync_dir, write_atomic
 from .splice import addition, encode_jpeg, without
@@ -121,18 +122,18 @@ class RldsCopy:
         self._black = encode_jpeg(np.zeros((*size, 3), np.uint8), quality)
 
     @property
-    def shards(self) -> list[ShardFile]:
+    def shards(self) -> list[Shard]:
         """The source shards of `splits`, in order."""
         return [shard for split in self.splits for shard in split.shards]
 
-    def shard_path(self, shard: ShardFile) -> Path:
+    def shard_path(self, shard: Shard) -> Path:
         """Where the copy of a shard belongs; its name tells the copy's number of shards."""
         count = self._counts[shard.split]
         return self.folder / self.dataset.info.shard_name(shard.split, shard.index, count)
 
     def write_shard(
         self,
-        shard: ShardFile,
+        shard: Shard,
         staged: Path,
         make: Callable[[RawRecord], WristStream | SourceError],
     ) -> ShardResult:

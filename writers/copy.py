@@ -1,0 +1,318 @@
+"""What every format's writer is: a copy of a dataset, shard by shard, with one new camera stream.
+
+A format is one module in writers/ with a class `Copy` that derives from DatasetCopy. It stages
+whole shards; whoever calls it publishes them (rename by rename, then the ledger's record), and
+calls `finish` at the end. Everything in here is safe to do twice.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import google_crc32c
+import numpy as np
+
+from ..readers.dataset import Dataset, RawRecord, Shard, Split
+from ..readers.episode import WristStream
+from ..readers.errors import SourceError
+from .atomic import copy_atomic, fsync_dir, write_atomic
+
+VALID = "wrist_valid"
+LEFT_OUT, PLACEHOLDER = "left out", "placeholder"
+Make = Callable[[Any], "WristStream | SourceError"]  # from a RawRecord
+_BUFFER = 1 << 20
+
+
+@dataclass
+class ShardResult:
+    """What became of one shard; all of it survives `json.dumps(dataclasses.asdict(...))`.
+
+    Attributes:
+        split, shard: which one.
+        records: how many records the copy's shard holds.
+        files: path below the copy's folder -> [its bytes, its crc32c or None where the format has
+            hashes of its own]. A path that ends in "/" is a folder that is renamed as a whole, with
+            the sum of its files.
+        bad: what could not be augmented, in order. Each has `record` (from 0, in the source's
+            shard), `count` (how many declared records it stands for), `what` ("left out": not
+            readable, so not in the copy; "placeholder": in the copy with black frames), `file`,
+            `key`, `found` and `todo`.
+        facts: what the format's own metadata and checks need to know of it, as plain JSON.
+    """
+
+    split: str
+    shard: int
+    records: int = 0
+    files: dict[str, list] = field(default_factory=dict)
+    bad: list[dict] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """The size of its files."""
+        return sum(size for size, _ in self.files.values())
+
+
+class DatasetCopy(abc.ABC):
+    """Writes the augmented copy of a dataset.
+
+    Args:
+        dataset: the source; it is only read.
+        out: the root of the copy; the dataset lies below it as `dataset.place` says.
+        wrist_key: the new stream's name; every format accepts short and full spellings.
+        size: (height, width) of its frames.
+        description: what the copy's metadata says of it: that it is synthetic, and how made.
+        quality: of its JPEGs, where the format stores JPEGs.
+        replace: overwrite a stream of that name; without it a name that exists is refused.
+        splits: only these. limit: only the first so many records, in the order of splits and
+            shards. What is not wanted is left out where `subset` is true, and else is in the copy
+            with black frames that are marked as not valid.
+
+    Attributes:
+        folder: where the copy's files lie (`dataset.root`'s counterpart).
+        splits: the chosen splits of the source, `records` of their shards cut by `limit`.
+        wrist_key: the short name. stream_key: the key that the format's reader knows it by.
+        replaces: whether the source has a stream of that name, to be replaced.
+
+    Raises:
+        SourceError: the name is taken or unusable, a split is unknown, or `out` is in the source.
+    """
+
+    subset: ClassVar[bool] = True
+    wrist_key: str
+    stream_key: str
+    replaces: bool
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        out: Path,
+        *,
+        wrist_key: str = "wrist_rgb",
+        size: tuple[int, int],
+        description: str,
+        quality: int = 95,
+        replace: bool = False,
+        splits: Sequence[str] | None = None,
+        limit: int | None = None,
+    ):
+        self.dataset, self.size, self.quality = dataset, size, quality
+        self.replace, self.description = replace, description
+        self.folder = Path(out) / dataset.place
+        _apart(dataset.folder, self.folder)
+        self.splits = chosen_splits(dataset, splits, limit, leave_out=self.subset)
+        self.wrist_key, self.stream_key = self.names(wrist_key)
+        self.replaces = self.stream_key in {stream.key for stream in dataset.streams()}
+        if self.replaces and not replace:
+            raise SourceError(
+                "there is a stream of this name already",
+                file=dataset.folder,
+                key=self.stream_key,
+                todo="choose another --wrist-key, or say --replace to overwrite it in the copy",
+            )
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The source shards of `splits`, in order."""
+        return [shard for split in self.splits for shard in split.shards]
+
+    @abc.abstractmethod
+    def names(self, wrist_key: str) -> tuple[str, str]:
+        """(the short name, the reader's key) of the new stream from any spelling of it.
+
+        Raises:
+            SourceError: it cannot be a name in this format.
+        """
+
+    @abc.abstractmethod
+    def write_shard(self, shard: Shard, staged: Path, make: Make) -> ShardResult:
+        """Make the copy of a source shard in the folder `staged`, with the new stream.
+
+        Files lie below `staged` as they will lie below `folder`; they are fsynced
+        (`staged_files`). A record that cannot be read, or for which `make` gives (or raises) a
+        SourceError, gets black frames, all marked as not valid, and is listed in `bad`; only where
+        the format cannot hold it is it left out.
+
+        Args:
+            shard: of `self.shards`; records from `shard.records` on are not wanted (see `limit`).
+            staged: an empty folder on the file system of `folder`.
+            make: gives the wrist stream of a record.
+
+        Raises:
+            ValueError: `make` gave a stream of another length or size than the episode's.
+            OSError: the disk is full, or `staged` may not be written.
+        """
+
+    @abc.abstractmethod
+    def metadata(self, results: Sequence[ShardResult]) -> dict[str, bytes]:
+        """The patched metadata files: path below `folder` -> what is in it.
+
+        It follows from the source and `results` alone, so that `verify` can ask for it again.
+        """
+
+    def other_files(self) -> Iterator[Path]:
+        """The source's files that are copied as they are, less those of `metadata`."""
+        return self.dataset.other_files()
+
+    def finish(self, results: Sequence[ShardResult]) -> None:
+        """Copy every other file of the source, then write `metadata` (in its order).
+
+        Each file is staged, fsynced and renamed; a second call makes the same again.
+
+        Raises:
+            ValueError: `results` are not those of exactly `self.shards`.
+            OSError: the disk is full, or the folder may not be written.
+        """
+        found = [(result.split, result.shard) for result in results]
+        places = [(shard.split, shard.index) for shard in self.shards]
+        if sorted(found) != sorted(places):
+            raise ValueError(f"results of {sorted(found)}, but the copy is made of {places}")
+        patched = self.metadata(results)
+        folders = {self.folder}
+        for path in self.other_files():
+            relative = path.relative_to(self.dataset.root)
+            if relative.as_posix() in patched:
+                continue
+            copy_atomic(path, self.folder / relative, sync_dir=False, keep=True)
+            folders.add((self.folder / relative).parent)
+        for name, data in patched.items():
+            write_atomic(self.folder / name, data, sync_dir=False)
+            folders.add((self.folder / name).parent)
+        for folder in sorted(folders):
+            fsync_dir(folder)
+
+    def stream(
+        self, raw: RawRecord, shard: Shard, make: Make, steps: int, result: ShardResult
+    ) -> WristStream:
+        """The new stream of a record, black where there is none; `bad` is kept in `result`.
+
+        Raises:
+            ValueError: `make` gave a stream of another length or size than the episode's.
+        """
+        if raw.record.index >= shard.records:
+            return self.black(steps)
+        if raw.error is not None:
+            result.bad.append(listed(raw, raw.error, PLACEHOLDER, 1))
+            return self.black(steps)
+        made = asked(make, raw)
+        if isinstance(made, SourceError):
+            result.bad.append(listed(raw, made, PLACEHOLDER, 1))
+            return self.black(steps)
+        want = (steps, *self.size, 3)
+        frames, flags = np.asarray(made.frames), np.asarray(made.valid)
+        if frames.shape != want or frames.dtype != np.uint8 or flags.shape != (steps,):
+            raise ValueError(
+                f"{raw.record}: a wrist stream of {frames.shape} {frames.dtype} with "
+                f"{flags.shape} flags, where {want} uint8 is due"
+            )
+        return made
+
+    def black(self, steps: int) -> WristStream:
+        """[steps] black frames (which take no memory), none of them valid."""
+        frames = np.broadcast_to(np.uint8(0), (steps, *self.size, 3))
+        return WristStream(frames, np.zeros(steps, bool), np.zeros(steps, np.float32))
+
+
+def flags_of(stream: WristStream) -> dict[str, np.ndarray]:
+    """What is written beside the frames: name -> [T] one value per step."""
+    return {VALID: np.asarray(stream.valid, bool)}
+
+
+def asked(make: Make, raw: RawRecord) -> WristStream | SourceError:
+    """What `make` gives for a record; a SourceError that it raises counts as given."""
+    try:
+        return make(raw)
+    except SourceError as error:
+        return error
+
+
+def listed(raw: RawRecord, error: SourceError, what: str, count: int) -> dict:
+    """A row of ShardResult.bad."""
+    # The file's name alone: what is written under OUT must not depend on where the source lies.
+    return {
+        "record": raw.record.index,
+        "count": count,
+        "what": what,
+        "file": Path(error.file).name if error.file else None,
+        "key": error.key,
+        "found": error.found,
+        "todo": error.todo,
+    }
+
+
+def staged_files(staged: Path) -> dict[str, list]:
+    """{path below `staged`: [bytes, crc32c]} of every file in it, each brought to the disk."""
+    found = {}
+    for path in sorted(path for path in staged.rglob("*") if path.is_file()):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        found[path.relative_to(staged).as_posix()] = [path.stat().st_size, file_crc(path)]
+    return found
+
+
+def file_crc(path: Path) -> int:
+    """The crc32c of a file's bytes."""
+    crc = 0
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_BUFFER):
+            crc = google_crc32c.extend(crc, chunk)
+    return crc
+
+
+def chosen_splits(
+    dataset: Dataset, splits: Sequence[str] | None, limit: int | None, *, leave_out: bool = True
+) -> list[Split]:
+    """The named splits (None: all) in the dataset's order, cut after `limit` records.
+
+    Args:
+        leave_out: leave out shards that are not wanted; False keeps them with `records` 0.
+
+    Raises:
+        SourceError: a split is unknown, or `limit` leaves nothing.
+    """
+    names = [split.name for split in dataset.splits]
+    for name in splits or ():
+        if name not in names:
+            raise SourceError(
+                f"there is no such split; there are {', '.join(names)}",
+                file=dataset.folder,
+                key=name,
+                todo="choose one of them",
+            )
+    if limit is not None and limit < 1:
+        raise SourceError(f"{limit} episodes are nothing to do", todo="ask for at least one")
+    chosen, left = [], limit
+    for split in dataset.splits:
+        wanted = splits is None or split.name in splits
+        if not wanted and leave_out:
+            continue
+        shards = []
+        for shard in split.shards:
+            take = 0 if not wanted else shard.records if left is None else min(left, shard.records)
+            if left is not None and left <= 0 and leave_out:
+                break
+            shards.append(dataclasses.replace(shard, records=take))
+            left = None if left is None else left - take
+        if shards or not leave_out:
+            chosen.append(Split(split.name, shards))
+    return chosen
+
+
+def _apart(source: Path, folder: Path) -> None:
+    """Refuse a copy that lies in its source, or the other way round."""
+    a, b = source.resolve(), folder.resolve()
+    if a == b or a in b.parents or (b in a.parents and source.is_dir()):
+        raise SourceError(
+            "the copy would lie in the dataset that it copies",
+            file=folder,
+            todo="choose another --out",
+        )

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, laplace
 
+from ..readers.frames import Frames
+
 PSNR_CAP = (
     100.0  # dB given to a frame that is equal to the truth, where the true figure is infinite
 )
@@ -34,7 +36,7 @@ class Interval:
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
 
-def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_frames(frames: np.ndarray | Frames, size: tuple[int, int]) -> np.ndarray:
     """[T, H, W, 3] uint8 at `size` (height, width), the whole picture, aspect not kept.
 
     Shrinking averages the area under each pixel (Pillow's BOX with antialiasing, also at ratios
@@ -42,7 +44,7 @@ def resize_frames(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     height, width = size
     if frames.shape[1:3] == (height, width):
-        return frames
+        return np.asarray(frames)
     grows = height > frames.shape[1] or width > frames.shape[2]
     how = Image.Resampling.BICUBIC if grows else Image.Resampling.BOX
     return np.stack([np.asarray(Image.fromarray(f).resize((width, height), how)) for f in frames])

@@ -79,7 +79,7 @@ def encode(episode: Episode, encoders: Encoders, recipe: Recipe) -> Entry:
     for name, pixels in (("wrist", true), ("condition", seen)):
         found = encoders.autoencoder.encode(to_video(np.ascontiguousarray(pixels[frames])))
         latents[name] = found[0].cpu().numpy().astype(np.float16)
-    features = torch.stack([encoders.images(view.frames) for view in episode.anchors])
+    features = torch.stack([encoders.images(np.asarray(view.frames)) for view in episode.anchors])
     return Entry(
         **latents,
         features=features.cpu().numpy().astype(np.float16),

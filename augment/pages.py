@@ -108,7 +108,7 @@ def evaluation_table(summary: Mapping[str, Mapping[str, Any]], episodes: int, fr
 
 def _anchors(episode: Episode) -> list[Player]:
     return [
-        Player(view.key.rpartition("/")[2], view.frames, "recorded", wide=True)
+        Player(view.key.rpartition("/")[2], np.asarray(view.frames), "recorded", wide=True)
         for view in episode.anchors
     ]
 

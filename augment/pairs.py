@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ..readers import open_dataset
-from ..readers.dataset import Shard, Split
+from ..readers.dataset import Dataset, RawRecord, Shard, Split
 from ..readers.episode import Episode, Record, WristStream
 from ..readers.errors import SourceError
-from ..readers.rlds import RawRecord, RldsDataset
-from ..writers.rlds import VALID
+from ..writers.copy import VALID
 
 Pair = tuple[Episode | None, WristStream | None]
 
@@ -32,11 +31,11 @@ class Pairs:
     out; `left_out` says which and why.
     """
 
-    dataset: RldsDataset
+    dataset: Dataset
     against: str
     splits: list[Split]
     limit: int | None
-    copy: RldsDataset | None = None
+    copy: Dataset | None = None
     wrist_key: str = ""
     left_out: list[dict[str, str]] = field(default_factory=list)
 
@@ -107,12 +106,12 @@ class Pairs:
                 todo="give --data-dir the dataset that the copy was made from",
             )
         assert other.wrist is not None
-        flags = self.copy.features.find(VALID)
+        flags = self.copy.flags(twin, VALID)
         steps = other.length
-        valid = np.ones(steps, bool)
-        if flags is not None:
-            valid = self.copy.index(twin).numbers(flags.flat).astype(bool)
-        return WristStream(other.wrist.frames, valid, np.full(steps, np.nan, np.float32))
+        valid = np.ones(steps, bool) if flags is None else flags.astype(bool)
+        return WristStream(
+            np.asarray(other.wrist.frames), valid, np.full(steps, np.nan, np.float32)
+        )
 
 
 def open_pairs(
@@ -175,14 +174,18 @@ def picture_key(dataset, name: str, option: str) -> str:
     Raises:
         SourceError: there is none of that name; lists those that there are.
     """
-    leaf = dataset.features.find(name)
-    if leaf is None or not leaf.is_picture:
-        keys = ", ".join(found.key for found in dataset.features.pictures()) or "none"
-        what = "there is no such key" if leaf is None else "this is no stream of RGB pictures"
+    streams = {stream.key: stream for stream in dataset.streams()}
+    # The last part of a key will do where no other key ends in it.
+    name = name.removeprefix("steps/")
+    ends = [key for key in streams if key.endswith(f"/{name}")]
+    found = streams.get(name) or (streams[ends[0]] if len(ends) == 1 else None)
+    if found is None or found.depth:
+        keys = ", ".join(stream.key for stream in streams.values() if not stream.depth) or "none"
+        what = "there is no such stream" if found is None else "this is depth, no pictures"
         raise SourceError(
             f"{what}; the dataset's image keys are: {keys}",
             file=dataset.folder,
             key=name,
             todo=f"name one of them with {option}",
         )
-    return leaf.key
+    return found.key

@@ -13,6 +13,7 @@ from ..models.aggregator import PATCH
 from ..models.geometry import calibrated_rays, decode_pose, rescale_intrinsics, tool_axis
 from ..models.vggt import VGGT
 from ..readers.episode import Episode, View
+from ..readers.frames import Frames as StoredFrames
 from .recipe import Recipe
 from .static_cameras import Frames, mean_pose, metric_scale, settle
 
@@ -58,9 +59,10 @@ def network_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     return rows * PATCH, columns * PATCH
 
 
-def resize_frames(frames: np.ndarray | Tensor, size: tuple[int, int]) -> Tensor:
+def resize_frames(frames: np.ndarray | StoredFrames | Tensor, size: tuple[int, int]) -> Tensor:
     """[T, H, W, 3] uint8 -> [T, 3, h, w] float in [0, 1], antialiased."""
-    x = torch.as_tensor(frames).permute(0, 3, 1, 2).float() / 255
+    whole = frames if isinstance(frames, Tensor) else torch.as_tensor(np.asarray(frames))
+    x = whole.permute(0, 3, 1, 2).float() / 255
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)

@@ -67,7 +67,9 @@ class VideoGenerator:
             condition.shape, generator=torch.Generator().manual_seed(seed % 2**63)
         ).to(device)
         text = self.prompts([recipe.prompt or episode.language]).to(device)
-        seen = torch.stack([self.images(view.frames) for view in episode.anchors])  # [V, T, E]
+        seen = torch.stack(
+            [self.images(np.asarray(view.frames)) for view in episode.anchors]
+        )  # [V, T, E]
         windows = []
         ramp = None
         latents = latent_windows(len(frames), recipe)

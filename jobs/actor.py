@@ -34,7 +34,7 @@ class Work:
     """
 
     data_dir: str
-    dataset: str
+    dataset: str | None
     anchor_keys: tuple[str, ...] | None
     out: str
     splits: tuple[str, ...] | None
@@ -58,9 +58,9 @@ class Work:
 
     def open_copy(self, dataset):
         """The writer of the copy; opening it writes nothing."""
-        from ..writers.rlds import RldsCopy
+        from ..writers.formats import open_copy
 
-        return RldsCopy(
+        return open_copy(
             dataset,
             Path(self.out),
             wrist_key=self.wrist_key,
@@ -139,9 +139,7 @@ class ShardActor:
         self.dataset = self.work.open_source()
         self.copy = self.work.open_copy(self.dataset)
         self.shards = {
-            (split.name, shard.index): shard
-            for split in self.dataset.splits
-            for shard in split.shards
+            (split.name, shard.index): shard for split in self.copy.splits for shard in split.shards
         }
         if self.work.device == "cuda":
             self.work.refuse_small_gpu(len(self.dataset.profile.anchors))
@@ -149,7 +147,7 @@ class ShardActor:
         _after_loading(self.work.device)
 
     def make_shard(self, split: str, index: int, staged: str, counter: str) -> Outcome:
-        """Make one shard at `staged`, fsynced; publishing it is the driver's part.
+        """Make one shard in a new folder `staged`, fsynced; publishing it is the driver's part.
 
         Args:
             counter: a file that grows by a byte with each episode, for the progress display.
@@ -169,6 +167,7 @@ class ShardActor:
                         count.write(b".")
                     return stream
 
+                os.mkdir(staged)
                 result = self.copy.write_shard(self.shards[split, index], Path(staged), make)
             entry = {"result": dataclasses.asdict(result), "quality": quality}
             return Outcome("done", entry=self._without_paths(entry), facts=self.about())
@@ -222,7 +221,7 @@ class ShardActor:
         if isinstance(value, Path):
             return value.name
         if isinstance(value, str):
-            return value.replace(f"{self.dataset.folder}{os.sep}", "")
+            return value.replace(f"{self.dataset.root}{os.sep}", "")
         return value
 
 

@@ -102,10 +102,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..augment.cache import check_sizes, fill, source_episodes
     from ..augment.latents import LatentStore, find_store, store_identity
-    from ..augment.recipe import file_sha256
     from ..augment.weights import check as check_weights
     from ..augment.weights import fingerprint, notices
-    from ..readers.tfds_folder import INFO
     from .pool import device_here
     from .progress import Progress
 
@@ -122,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         {
             "name": dataset.name,
             "version": dataset.version,
-            "info": file_sha256(dataset.folder / INFO),
+            "info": dataset.identity(),
             "wrist": wrist_key,
             "anchors": [camera.key for camera in dataset.profile.anchors],
             "pose": args.pose,

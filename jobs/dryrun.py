@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from itertools import islice
-from pathlib import Path
 
 from ..readers.errors import SourceError
 from .output import COMPLETE, write_json
@@ -26,7 +25,7 @@ def estimate(job, args, say) -> int:
         SourceError: none of the first episodes can be augmented.
     """
     pending = [
-        task for task in job.tasks if not job.ledger.done(task.split, task.index, job.final(task))
+        task for task in job.tasks if not job.ledger.done(task.split, task.index, job.copy.folder)
     ]
     episodes = sum(task.episodes for task in pending)
     facts = {
@@ -43,6 +42,7 @@ def estimate(job, args, say) -> int:
         "recipe": job.recipe.name,
         "device": job.work.device,
         "wrist_key": job.plan["wrist_key"],
+        "stream": job.copy.stream_key,
         "wrist_size": list(job.work.size),
         "resumes": job.ledger.plan() is not None,
     }
@@ -84,7 +84,9 @@ def _cost(job, args, pending, episodes: int) -> dict:
 
         room = local_gpus()
     actors = max(1, min(args.num_actors or room, len(pending)))
-    source = sum(Path(job.shards[t.split, t.index].path).stat().st_size for t in pending)
+    shards = (job.shards[task.split, task.index] for task in pending)
+    files = {path for shard in shards for path in job.dataset.shard_files(shard)}
+    source = sum(path.stat().st_size for path in files | set(job.dataset.other_files()))
     return {
         "frames_pending": frames,
         "pose": stream.notes.get("pose", ""),
@@ -111,7 +113,7 @@ def _lines(facts: dict) -> list[str]:
         f"dataset: {facts['dataset']} {facts['version']}, splits {', '.join(facts['splits'])}: "
         f"{facts['episodes']} episodes in {facts['shards']} shards",
         f"anchors: {', '.join(facts['anchors'])}",
-        f"new stream: steps/observation/{facts['wrist_key']}, {height}x{width}, "
+        f"new stream: {facts['stream']}, {height}x{width}, "
         f"recipe {facts['recipe']} on {facts['device']}",
         f"copy: {facts['folder']}",
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .output import COMPLETE, speaker, write_json
@@ -16,11 +16,12 @@ def add_parser(subparsers) -> None:
     """Add the `inspect` command."""
     parser = subparsers.add_parser(
         "inspect",
-        help="say what a dataset holds: cameras, wrist, calibration, counts",
-        description="Looks at the metadata and into the first few records; writes nothing.",
+        help="say what a dataset holds: format, cameras, wrist, calibration, counts",
+        description="Recognises the format, looks at the metadata and into the first few records; "
+        "writes nothing.",
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="a TFDS root, dataset or version")
-    parser.add_argument("--dataset", metavar="NAME", help="which one, where a root holds several")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the dataset: a folder or a file")
+    parser.add_argument("--dataset", metavar="NAME", help="its profile, or one of several in DIR")
     parser.add_argument(
         "--anchor-keys",
         nargs="+",
@@ -52,61 +53,58 @@ def inspect(
     """What a dataset holds.
 
     Returns:
-        {"folder", "name", "version", "profile" (None where none knows it), "splits": {name:
-        {"shards", "episodes", "missing_shards"}}, "looked_into" (records), "steps" (their number
-        of steps), "cameras": [{"key", "height", "width", "channels", "encoding", "picture"
-        (False: black or one colour), "reason", "role"}], "language", "proprioception": {"eef",
-        "gripper"}, "calibration": {camera key: {"extrinsics", "intrinsics"}}, "damage": [str],
-        "anchors": [key], "wrist", "pose" ("measured" or "head"), "missing": [str], "ready"}
+        {"format", "folder", "name", "version", "profile" (None where none knows it), "splits":
+        {name: {"shards", "episodes", "missing_shards"}}, "looked_into" (records), "steps" (their
+        number of steps), "cameras": [{"key", "height", "width", "channels", "encoding", "picture"
+        (False: black or one colour), "reason", "role" ("anchor", "wrist", "placeholder", "depth",
+        "unused", "candidate")}], "language", "proprioception": {"eef", "gripper"}, "calibration":
+        {camera key: {"extrinsics", "intrinsics"}}, "damage": [str], "anchors": [key], "wrist",
+        "stream" (the key that would be made), "pose" ("measured" or "head"), "missing": [str],
+        "ready", "run" (what a run would do, in words)}
 
     Raises:
         SourceError: there is no dataset, or its metadata is damaged.
     """
-    from ..readers.profiles import find_profile, resolve
-    from ..readers.rlds import open_plain, open_rlds
-    from ..readers.tfds_folder import find_folder
+    from ..readers import open_dataset
+    from ..readers.errors import SourceError
 
-    profile = find_profile(dataset) if dataset else None
-    names = dict.fromkeys(filter(None, (dataset, *(profile.names if profile else ()))))
-    folder = find_folder(Path(data_dir), tuple(names))
-    if dataset and (profile or anchor_keys):
-        opened = open_rlds(folder, dataset, anchor_keys=anchor_keys)
-    else:
-        opened = open_plain(folder)
-        if found := find_profile(opened.name) or find_profile(opened.place.parts[0]):
-            profile = found
-        if profile or anchor_keys:
-            name = profile.name if profile else opened.name
-            known = resolve(name, opened.features, anchor_keys, folder)
-            opened = _with_profile(opened, known)
-    look = _look(opened)
+    unknown = None
+    try:
+        opened = open_dataset(data_dir, dataset, anchor_keys=anchor_keys)
+    except SourceError as error:
+        opened = open_dataset(data_dir, dataset, plain=True)  # raises for all but its cameras
+        if anchor_keys:
+            raise
+        unknown = error
     report = {
+        "format": opened.format,
         "folder": str(opened.folder),
         "name": opened.name,
         "version": opened.version,
-        "profile": profile.name if profile else None,
+        "profile": None if unknown else _profile(opened),
         "splits": {
             split.name: {
                 "shards": len(split.shards),
                 "episodes": split.records,
-                "missing_shards": [s.path.name for s in split.shards if not s.path.is_file()],
+                "missing_shards": _missing(opened, split),
             }
             for split in opened.splits
         },
-        **look,
+        **_look(opened),
     }
-    report.update(_outlook(opened, report, anchor_keys))
+    report.update(_outlook(opened, report))
     return report
 
 
 def lines(report: dict) -> list[str]:
     """The findings for people."""
-    out = [f"{report['name']} {report['version']}  ({report['folder']})"]
+    title = f"{report['name']} {report['version']}".strip()
+    out = [f"{title}  ({report['format']}, {report['folder']})"]
     for name, split in report["splits"].items():
-        text = f"  split {name}: {split['episodes']} episodes, {split['shards']} shard files"
+        text = f"  split {name}: {split['episodes']} episodes in {split['shards']} shards"
         if split["missing_shards"]:
             missing = split["missing_shards"]
-            text += f", {len(missing)} of them missing ({missing[0]} ...)"
+            text += f", {len(missing)} files missing ({missing[0]} ...)"
         out.append(text)
     steps = report["steps"]
     if steps:
@@ -133,34 +131,45 @@ def lines(report: dict) -> list[str]:
     return out
 
 
-def _with_profile(dataset, profile):
-    import dataclasses
+def _profile(dataset) -> str | None:
+    """The profile's name, unless it was made up from --anchor-keys."""
+    from ..readers.profiles import find_profile
 
-    return dataclasses.replace(dataset, profile=profile)
+    if dataset.format != "rlds":
+        return dataset.profile.name
+    found = find_profile(dataset.profile.name)
+    return found.name if found else None
+
+
+def _missing(dataset, split) -> list[str]:
+    """Files of a split's shards that are not there."""
+    paths = (path for shard in split.shards for path in dataset.shard_files(shard))
+    return [path.name for path in paths if not path.is_file()]
 
 
 def _look(dataset) -> dict:
     """What the first few readable records show."""
-    cameras = {leaf.flat: _camera(dataset, leaf) for leaf in _images(dataset)}
     profile = dataset.profile
+    cameras = {stream.key: _camera(profile, stream) for stream in dataset.streams()}
     calibration = {
         camera.key: {"extrinsics": False, "intrinsics": False} for camera in profile.cameras()
     }
     steps: list[int] = []
     damage: list[str] = []
+    known = {"eef": False, "gripper": False, "mount": False}
     for raw in _first(dataset, damage):
         try:
-            index = dataset.index(raw)
-            steps.append(dataset.steps(raw, index))
+            steps.append(dataset.steps(raw))
         except ValueError as error:
             damage.append(str(error))
             continue
-        for leaf in _images(dataset):
-            _glance(dataset, raw, index, leaf, cameras[leaf.flat], damage)
-        for camera in profile.cameras():
-            for name in ("extrinsics", "intrinsics"):
-                if _known(dataset, index, getattr(camera, name)):
-                    calibration[camera.key][name] = True
+        for key, camera in cameras.items():
+            _glance(dataset, raw, key, camera, damage)
+        if profile.anchors:
+            _calibrated(dataset, raw, calibration, known, damage)
+    for camera in cameras.values():
+        if camera["role"] == "anchor" and camera["reason"] and not camera["picture"]:
+            camera["role"] = "placeholder"
     return {
         "looked_into": len(steps),
         "steps": steps,
@@ -171,11 +180,12 @@ def _look(dataset) -> dict:
             "gripper": profile.gripper.key if profile.gripper else None,
         },
         "calibration": calibration,
+        "mount": known["mount"],
         "damage": damage,
     }
 
 
-def _first(dataset, damage: list[str]):
+def _first(dataset, damage: list[str]) -> Iterator:
     """The first readable records; damage met on the way is noted."""
     left = _LOOK
     for split in dataset.splits:
@@ -192,87 +202,85 @@ def _first(dataset, damage: list[str]):
                     return
 
 
-def _images(dataset) -> list:
-    return [leaf for leaf in dataset.features.leaves.values() if leaf.is_image and leaf.per_step]
-
-
-def _camera(dataset, leaf) -> dict:
-    shape = (*leaf.shape, None, None, None)[:3]
-    profile = dataset.profile
-    if leaf.key in [camera.key for camera in profile.anchors]:
+def _camera(profile, stream) -> dict:
+    if stream.key in [camera.key for camera in profile.anchors]:
         role = "anchor"
-    elif profile.wrist and leaf.key == profile.wrist.key:
+    elif profile.wrist and stream.key == profile.wrist.key:
         role = "wrist"
-    elif not leaf.is_picture:
-        role = "depth" if leaf.dtype == "uint16" else "not a camera"
+    elif stream.depth:
+        role = "depth"
     else:
         role = "unused" if profile.anchors else "candidate"
+    height, width, channels = stream.shape
     return {
-        "key": leaf.key,
-        "height": shape[0],
-        "width": shape[1],
-        "channels": shape[2],
-        "encoding": leaf.encoding,
+        "key": stream.key,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "encoding": stream.encoding,
         "picture": False,
         "reason": None,
         "role": role,
     }
 
 
-def _glance(dataset, raw, index, leaf, camera: dict, damage: list[str]) -> None:
+def _glance(dataset, raw, key: str, camera: dict, damage: list[str]) -> None:
     """Look at a few frames of one camera in one record."""
-    from ..readers.errors import SourceError
-    from ..readers.pictures import decode_stream, no_picture
+    import numpy as np
 
-    where = {"file": dataset.file_of(raw.record), "record": raw.record.index, "key": leaf.key}
+    from ..readers.pictures import no_picture
+
     try:
-        if leaf.flat not in index:
-            raise SourceError("the record lacks this key", **where, todo="check the source")
-        blobs = index.blobs(leaf.flat)
-        if not any(blobs):
-            camera["reason"] = camera["reason"] or "empty from start to end"
-            return
-        every = max(1, (len(blobs) - 1) // (_FRAMES - 1))
-        frames = decode_stream(blobs[::every], leaf.shape, **where)
+        frames = dataset.frames(raw, key)
+        every = max(1, (len(frames) - 1) // (_FRAMES - 1))
+        some = np.asarray(frames[::every])
     except ValueError as error:
-        damage.append(str(error))
+        if "empty from start to end" in str(error):
+            camera["reason"] = camera["reason"] or "empty from start to end"
+        else:
+            damage.append(str(error))
         return
-    camera["height"], camera["width"] = frames.shape[1:3]
-    camera["encoding"] = "png" if blobs[0].startswith(b"\x89PNG") else "jpeg"
-    if frames.ndim == 4:
-        reason = no_picture(frames)
+    camera["height"], camera["width"] = some.shape[1:3]
+    if some.ndim == 4 and some.dtype == np.uint8:
+        reason = no_picture(some)
     else:
-        reason = None if frames.any() else "zero from start to end"
+        reason = None if some.any() else "zero from start to end"
     if reason is None:
         camera["picture"] = True
     else:
         camera["reason"] = camera["reason"] or reason
 
 
-def _known(dataset, index, key: str | None) -> bool:
-    """True if a calibration key holds finite numbers that are not all zero."""
-    import numpy as np
+def _calibrated(dataset, raw, calibration: dict, known: dict, damage: list[str]) -> None:
+    """Note which cameras' calibration a record has."""
+    try:
+        episode = dataset.episode(raw)
+    except ValueError as error:
+        damage.append(str(error))
+        return
+    for view in episode.anchors:
+        found = calibration.setdefault(view.key, {"extrinsics": False, "intrinsics": False})
+        found["extrinsics"] |= view.pose is not None
+        found["intrinsics"] |= view.K is not None
+    known["mount"] |= episode.measured_wrist_pose() is not None
+    if wrist := dataset.profile.wrist:
+        found = calibration[wrist.key]
+        found["extrinsics"] |= episode.wrist_mount is not None
+        found["intrinsics"] |= episode.wrist_K is not None
 
-    leaf = dataset.features.find(key) if key else None
-    if leaf is None or leaf.flat not in index:
-        return False
-    values = index.numbers(leaf.flat)
-    return bool(np.isfinite(values).all() and values.any())
 
-
-def _outlook(dataset, report: dict, anchor_keys) -> dict:
+def _outlook(dataset, report: dict) -> dict:
     """What a run would do, and what is missing for it."""
     pictures = {camera["key"] for camera in report["cameras"] if camera["picture"]}
     profile = dataset.profile
     anchors = [camera.key for camera in profile.anchors if camera.key in pictures]
     wrist = profile.wrist.key if profile.wrist and profile.wrist.key in pictures else None
     calibration = report["calibration"]
-    mount = bool(profile.wrist and calibration[profile.wrist.key]["extrinsics"])
     # As `run` decides it: without every anchor's whole calibration the wrist head gives the pose.
     whole = all(
         calibration[key]["extrinsics"] and calibration[key]["intrinsics"] for key in anchors
     )
-    measured = bool(anchors and profile.eef and mount and whole)
+    measured = bool(anchors and report.pop("mount") and whole)
     missing = []
     if not profile.anchors:
         keys = ", ".join(c["key"] for c in report["cameras"] if c["role"] == "candidate")
@@ -285,22 +293,43 @@ def _outlook(dataset, report: dict, anchor_keys) -> dict:
         missing.append("a readable record")
     for name, split in report["splits"].items():
         if split["missing_shards"]:
-            missing.append(f"{len(split['missing_shards'])} shards of {name}")
+            missing.append(f"{len(split['missing_shards'])} files of {name}")
     ready = bool(anchors) and not missing
+    stream, taken = _stream(dataset)
     if not ready:
         words = "cannot be made yet"
     else:
         pose = "measured (calibrated)" if measured else "predicted by the wrist head"
-        words = f"would make wrist_rgb from {', '.join(anchors)}; wrist pose: {pose}"
+        words = f"would make {stream} from {', '.join(anchors)}; wrist pose: {pose}"
+        dark = [c["key"] for c in report["cameras"] if c["role"] == "placeholder"]
+        if dark:
+            words += f"; {', '.join(dark)} carries no picture and is left out"
         if wrist:
             words += f"; the recorded {wrist} stays, and `evaluate --against {wrist}` can score it"
-        if dataset.features.find("observation/wrist_rgb"):
-            words += "; wrist_rgb is there already: choose another --wrist-key or say --replace"
+        if taken:
+            words += f"; {stream} is there already: choose another --wrist-key or say --replace"
+    report.pop("mount", None)
     return {
         "anchors": anchors,
         "wrist": wrist,
+        "stream": stream,
         "pose": "measured" if measured else "head",
         "missing": missing,
         "ready": ready,
         "run": words,
     }
+
+
+def _stream(dataset) -> tuple[str, bool]:
+    """(the key of the stream that a run would add, whether there is one of that name)."""
+    import tempfile
+
+    from ..readers.errors import SourceError
+    from ..writers.formats import open_copy
+
+    out = Path(tempfile.gettempdir()) / "wristaugment-inspect"  # named only; nothing is written
+    options = {"size": (128, 128), "description": ""}
+    try:
+        return open_copy(dataset, out, **options).stream_key, False
+    except SourceError:
+        return open_copy(dataset, out, replace=True, **options).stream_key, True

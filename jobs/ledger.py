@@ -157,16 +157,14 @@ class Ledger:
                 found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
-    def done(self, split: str, index: int, final: Path) -> dict | None:
-        """The recorded entry of a shard whose file is in place at its recorded size, else None."""
+    def done(self, split: str, index: int, folder: Path) -> dict | None:
+        """The recorded entry of a shard whose files are in place at their recorded sizes, or None.
+
+        Args:
+            folder: the copy's folder, which the recorded paths start from.
+        """
         entry = self.entry(split, index)
-        if entry is None:
-            return None
-        try:
-            size = final.stat().st_size
-        except FileNotFoundError:
-            return None
-        return entry if size == entry["result"]["bytes"] else None
+        return entry if entry is not None and in_place(entry, folder) else None
 
     def complete(self) -> bool:
         """True once the manifest, the last file of a job, is in place."""
@@ -266,33 +264,46 @@ class Ledger:
         write_synced(staged, text.encode())
         publish(staged, path)
 
-    def publish(self, split: str, index: int, staged: Path, final: Path, entry: dict) -> None:
+    def publish(self, split: str, index: int, staged: Path, folder: Path, entry: dict) -> None:
         """Put a finished shard in its place and record it. Only the driver calls this.
 
+        Its files are renamed one by one, and the record comes last: until then the shard counts as
+        not made, and making it again renames the same bytes over them.
+
         Args:
-            staged: the whole, fsynced file in staging.
-            final: where it belongs in the copy.
-            entry: {"result": the writer's ShardResult as a dict, "quality": [one dict an episode]};
-                the file's name is recorded with it.
+            staged: the folder in staging that holds its whole, fsynced files.
+            folder: the copy's folder, where they belong.
+            entry: {"result": the writer's ShardResult as a dict, "quality": [one dict an episode]}.
 
         Raises:
-            SourceError: the staged file is not there, or not as long as the result says.
+            SourceError: a staged file is not there, or not as long as the result says.
         """
-        size = staged.stat().st_size if staged.exists() else None
-        if size != entry["result"]["bytes"]:
-            raise SourceError(
-                f"staged shard has {size} bytes, expected {entry['result']['bytes']}",
-                file=final,
-                key="--out",
-                todo="with --address, --out must be one folder that every machine sees",
-            )
+        files = entry["result"]["files"]
+        for name, (size, _) in files.items():
+            found = _size(staged / name)
+            if found != size:
+                raise SourceError(
+                    f"staged shard has {found} bytes, expected {size}",
+                    file=folder / name,
+                    key="--out",
+                    todo="with --address, --out must be one folder that every machine sees",
+                )
         crash_point("staged")
-        _make_folders(final.parent, self.out)
-        publish(staged, final)
+        folders = dict.fromkeys((folder / name).parent for name in files)
+        for parent in folders:
+            _make_folders(parent, self.out)
+        for name in files:
+            target = folder / name
+            if name.endswith("/") and target.is_dir():  # os.replace takes no folder that is full
+                os.replace(target, self.stage("replaced"))
+            publish(staged / name, target, sync_dir=False)
+        for parent in folders:
+            fsync_dir(parent)
         crash_point("renamed")
         path = self.folder / "shards" / f"{self.shard_name(split, index)}.json"
-        self.write(path, to_json({**entry, "file": final.name}))
+        self.write(path, to_json(entry))
         crash_point("recorded")
+        shutil.rmtree(staged, ignore_errors=True)
 
     def reopen(self) -> None:
         """Say that the dataset is not complete (any more): a shard of a finished job was lost."""
@@ -304,6 +315,29 @@ class Ledger:
         """Write the manifest, which marks the dataset as complete."""
         self.write(self.manifest_path, manifest)
         crash_point("complete")
+
+
+def in_place(entry: dict, folder: Path) -> bool:
+    """Whether the files of a recorded shard are below `folder`, each as long as recorded."""
+    for name, (size, _) in entry["result"]["files"].items():
+        path = folder / name
+        if name.endswith("/"):  # renamed as a whole; `verify` looks into it
+            if not path.is_dir():
+                return False
+        else:
+            try:
+                if path.stat().st_size != size:
+                    return False
+            except FileNotFoundError:
+                return False
+    return True
+
+
+def _size(path: Path) -> int | None:
+    """The bytes of a file, or of all files in a folder; None where there is nothing."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size if path.exists() else None
 
 
 def _make_folders(folder: Path, above: Path) -> None:

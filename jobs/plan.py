@@ -14,11 +14,12 @@ from pathlib import Path
 
 from .. import __version__
 from ..augment.recipe import file_sha256
+from ..readers.dataset import Dataset, Shard
 from ..readers.errors import SourceError
-from ..readers.tfds_folder import FEATURES, INFO
-from ..writers.rlds import other_files
 
 _EDGE = 64 * 1024  # bytes hashed at each end of a shard; a whole one may be gigabytes
+_WHOLE = 16 * 2**20  # other files up to this size are hashed whole
+_LOOK = 16  # files of a shard of many whose ends are hashed
 _SIZE = re.compile(r"^(\d+)x(\d+)$")
 
 
@@ -34,32 +35,53 @@ def edge_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def source_fingerprint(dataset, shards: Iterable) -> dict:
-    """What the source is, by content: {"shards": {file: [size, hash]}, "files": {file: hash}}.
+def source_fingerprint(dataset: Dataset, shards: Iterable[Shard]) -> dict:
+    """What the source is, by content: {"shards": {name: [bytes, hash]}, "files": {file: hash}}.
 
     Args:
         dataset: the opened source.
-        shards: Shard objects that will be read (only `path` is used).
+        shards: those that will be read.
 
     Raises:
-        SourceError: a shard that dataset_info.json promises is not there.
+        SourceError: a file that the dataset declares is not there.
     """
     found: dict[str, list] = {}
     for shard in shards:
-        path = Path(shard.path)
+        paths = dataset.shard_files(shard)
         try:
-            found[path.name] = [path.stat().st_size, edge_sha256(path)]
+            if len(paths) == 1:
+                name = paths[0].relative_to(dataset.root).as_posix()
+                found[name] = [paths[0].stat().st_size, edge_sha256(paths[0])]
+            elif paths:
+                found[f"{shard.split}/{shard.index}"] = _many(dataset.root, paths)
         except FileNotFoundError as error:
             raise SourceError(
                 "this shard is missing",
-                file=path,
+                file=error.filename,
                 todo="fetch it, or leave it out with --split or --episodes",
             ) from error
-    others = {dataset.folder / FEATURES, dataset.folder / INFO, *other_files(dataset)}
-    files = {
-        path.relative_to(dataset.folder).as_posix(): file_sha256(path) for path in sorted(others)
-    }
+    files = {}
+    for path in dataset.other_files():
+        whole = path.stat().st_size <= _WHOLE
+        name = path.relative_to(dataset.root).as_posix()
+        files[name] = file_sha256(path) if whole else edge_sha256(path)
     return {"shards": found, "files": files}
+
+
+def _many(root: Path, paths: Sequence[Path]) -> list:
+    """[bytes, hash] of a shard of many files: every name and size, and the ends of a few files."""
+    digest, total = hashlib.sha256(), 0
+    for path in paths:
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:  # the reader names it, and the rest of the shard can be made
+            size = -1
+        total += max(size, 0)
+        digest.update(f"{path.relative_to(root).as_posix()} {size}\n".encode())
+    for path in paths[:: max(1, len(paths) // _LOOK)]:
+        if path.is_file():
+            digest.update(edge_sha256(path).encode())
+    return [total, digest.hexdigest()]
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -105,6 +127,7 @@ def make_plan(
     *,
     source: dict,
     splits: Sequence[str],
+    shards: int,
     limit: int | None,
     recipe: object,
     weights: dict[str, str],
@@ -120,12 +143,14 @@ def make_plan(
     Args:
         dataset: the opened source.
         source: `source_fingerprint` of it.
+        shards: how many there are to make.
         recipe: the recipe (its name and every field of it count).
         weights: file -> SHA-256 of the weights that the recipe uses.
         device: "cpu" or "cuda". It counts: their arithmetic rounds differently.
     """
     return {
         "wristaugment": __version__,
+        "format": dataset.format,
         "dataset": dataset.name,
         "version": dataset.version,
         "place": dataset.place.as_posix(),
@@ -133,6 +158,7 @@ def make_plan(
         "anchor_keys": [camera.key for camera in dataset.profile.anchors],
         "source": source,
         "splits": list(splits),
+        "shards": shards,
         "episodes": limit,
         "recipe": plain(recipe),
         "weights": dict(weights),

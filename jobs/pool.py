@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import shutil
 import socket
 import sys
 import time
@@ -164,7 +165,7 @@ class ActorPool:
     def run(
         self, tasks: Sequence[Task], tick: Callable[[], None]
     ) -> Iterator[tuple[Task, Outcome, Path]]:
-        """Make every task; yields (task, its outcome, its staged file) in the order of finishing.
+        """Make every task; yields (task, its outcome, its staged folder) in the order of finishing.
 
         Outcomes of kind "failed" are tried again in a new process, as are shards whose actor died.
 
@@ -243,8 +244,8 @@ class ActorPool:
             raise JobError(f"actors die as they start: {reason}")
 
     def _again(self, attempt: _Attempt, text: str, tries, waiting) -> None:
-        for path in (attempt.staged, attempt.counter):
-            path.unlink(missing_ok=True)
+        shutil.rmtree(attempt.staged, ignore_errors=True)
+        attempt.counter.unlink(missing_ok=True)
         task = attempt.task
         tries[task] = tries.get(task, 0) + 1
         name = self.ledger.shard_name(task.split, task.index)

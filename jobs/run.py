@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import json
 from shlex import quote
 
 from .interrupt import EXIT_CODE, Interrupted, arm, armed, check
@@ -43,11 +45,15 @@ def add_parser(subparsers) -> None:
     source = parser.add_argument_group("source")
     source.add_argument(
         "--dataset",
-        required=True,
-        help="its name: droid, bridge_dataset, or any with --anchor-keys",
+        help="profile or name, where it is not told by what is there: droid, bridge_dataset, "
+        "calvin, robomimic, or any name with --anchor-keys",
     )
     source.add_argument(
-        "--data-dir", required=True, metavar="DIR", help="TFDS root, dataset or version folder"
+        "--data-dir",
+        required=True,
+        metavar="DIR",
+        help="the dataset: a folder (RLDS: a TFDS root will do) or a file; its format is told by "
+        "what is there",
     )
     source.add_argument(
         "--anchor-keys",
@@ -65,7 +71,7 @@ def add_parser(subparsers) -> None:
         "--wrist-key",
         default="wrist_rgb",
         metavar="K",
-        help="name of the new stream under steps/observation (default: %(default)s)",
+        help="name of the new stream beside the other cameras (default: %(default)s)",
     )
     result.add_argument(
         "--wrist-size", metavar="HxW", help="its size in pixels (default: the recipe's own)"
@@ -147,7 +153,7 @@ def _execute(job, args, say) -> int:
             entries = {
                 task: entry
                 for task in job.tasks
-                if (entry := ledger.done(task.split, task.index, job.final(task)))
+                if (entry := ledger.done(task.split, task.index, job.copy.folder))
             }
             resumed = sum(task.episodes for task in entries)
             kept = sum(entry["result"]["records"] for entry in entries.values())
@@ -204,7 +210,7 @@ def _made(job, args, pending, resumed, say):
                 if outcome.kind == "refused":
                     raise JobError(f"{outcome.text}; what is done is kept")
                 check()
-                job.ledger.publish(task.split, task.index, staged, job.final(task), outcome.entry)
+                job.ledger.publish(task.split, task.index, staged, job.copy.folder, outcome.entry)
                 published += task.episodes
                 progress.update(published + job.ledger.episodes_under_way())
                 yield task, outcome.entry
@@ -218,7 +224,7 @@ def _finish(job, entries: list[dict]) -> dict:
     Everything is written again when a finished job is run again: it is cheap, gives the same bytes,
     and repairs what was lost.
     """
-    from ..writers.rlds import LEFT_OUT, PLACEHOLDER, ShardResult
+    from ..writers.copy import LEFT_OUT, PLACEHOLDER, ShardResult
     from .ledger import crash_point, to_json
     from .snippets import card
 
@@ -237,18 +243,24 @@ def _finish(job, entries: list[dict]) -> dict:
         "frames": frames,
         "valid_frames": round(weigh("valid")),
         "coverage": round(weigh("coverage") / frames, 4) if frames else 0.0,
-        "bytes": sum(entry["result"]["bytes"] for entry in entries),
+        "bytes": sum(size for e in entries for size, _ in e["result"]["files"].values()),
         "bad": bad,
     }
     ledger = job.ledger
-    text = card(job.plan, {**totals, "bad": len(bad)}, job.replaces)
+    text = card(job.plan, {**totals, "bad": len(bad)}, job.copy.stream_key, job.copy.replaces)
     ledger.write(ledger.folder / "README.md", text)
     facts = {key: value for key, value in job.plan.items() if key != "source"}
-    hashes = {entry_name(entry): entry["result"]["added_sha256"] for entry in entries}
+    checks = {entry_name(entry): _check(entry["result"]) for entry in entries}
     ledger.finish(
-        to_json({**facts, "synthetic": True, **totals, "added_sha256": hashes, "records": quality})
+        to_json({**facts, "synthetic": True, **totals, "checks": checks, "records": quality})
     )
     return totals
+
+
+def _check(result: dict) -> str:
+    """What tells one shard's new bytes from others: the format's own hash, or one of its files'."""
+    own = result["facts"].get("added_sha256")
+    return own or hashlib.sha256(json.dumps(result["files"], sort_keys=True).encode()).hexdigest()
 
 
 def entry_name(entry: dict) -> str:
@@ -272,6 +284,8 @@ def _closing(job, args, summary: dict) -> list[str]:
     lines += [
         f"card and settings for training: {job.ledger.folder / 'README.md'}",
         f"check it: wristaugment verify {quote(args.out)} --source {quote(args.data_dir)}",
-        f"read it: tfds.builder_from_directory({str(job.copy.folder)!r}).as_dataset()",
     ]
+    if job.dataset.format == "rlds":
+        folder = str(job.copy.folder)
+        lines.append(f"read it: tfds.builder_from_directory({folder!r}).as_dataset()")
     return lines

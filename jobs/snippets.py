@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 
-def card(plan: dict, totals: dict, replaced: bool) -> str:
+
+def card(plan: dict, totals: dict, stream: str, replaced: bool) -> str:
     """The text of OUT/.wristaugment/README.md; the same for the same plan and totals.
 
     Args:
         plan: as of `make_plan`.
         totals: {"episodes", "frames", "valid_frames", "bad"} of the finished job.
+        stream: the new stream's key, as the format's reader knows it.
         replaced: whether the key held a recorded stream in the source.
     """
-    # Training code asks for a dataset by its folder, which need not be the builder's name.
-    name, version, key = plan["place"].split("/")[0], plan["version"], plan["wrist_key"]
+    place = plan["place"].split("/")[0]
+    name = place if place != "." else plan["dataset"]
+    title = f"{name} {plan['version']}".strip()
     height, width = plan["wrist_size"]
-    anchors = [anchor.removeprefix("observation/") for anchor in plan["anchor_keys"]]
-    primary = anchors[0] if anchors else "PRIMARY_CAMERA_KEY"
     weights = "\n".join(
         f"  - `{file}`: {digest}" for file, digest in sorted(plan["weights"].items())
     )
@@ -24,22 +26,22 @@ def card(plan: dict, totals: dict, replaced: bool) -> str:
         if replaced
         else "Every byte of the source is kept; only this stream and its flags were added."
     )
-    return f"""---
+    head = f"""---
 annotations_creators:
 - machine-generated
 source_datasets:
-- {name}/{version}
+- {"/".join(filter(None, (name, plan["version"])))}
 tags:
 - robotics
 - synthetic-wrist-view
 ---
 
-# {name} {version} with a synthetic wrist view
+# {title} with a synthetic wrist view
 
-`steps/observation/{key}` ({height}x{width}x3, JPEG) was **generated**, not recorded, from the
-third-person views {", ".join(f"`{anchor}`" for anchor in anchors) or "of the source"}.
+`{stream}` ({height}x{width}x3) was **generated**, not recorded, from the
+third-person views {", ".join(f"`{key}`" for key in plan["anchor_keys"]) or "of the source"}.
 {origin}
-`steps/observation/wrist_valid` is False for a frame that could not be made; that frame is black.
+`wrist_valid` is False for a frame that could not be made; that frame is black.
 
 - made by: wristaugment {plan["wristaugment"]}, recipe `{plan["recipe"]["name"]}`, \
 pose `{plan["pose"]}`, seed {plan["seed"]}, on {plan["device"]}
@@ -48,12 +50,24 @@ pose `{plan["pose"]}`, seed {plan["seed"]}, on {plan["device"]}
 {totals["bad"]} bad records
 - settings, and the quality of each episode: `plan.json` and `manifest.json` beside this file
 
+OUT in what follows is the folder of this copy (`--out`).
+"""
+    snippets = _SNIPPETS.get(plan["format"])
+    return head + (snippets(plan, stream) if snippets else "")
+
+
+def _rlds(plan: dict, stream: str) -> str:
+    # Training code asks for a dataset by its folder, which need not be the builder's name.
+    name, key = plan["place"].split("/")[0], stream.removeprefix("observation/")
+    anchors = [anchor.removeprefix("observation/") for anchor in plan["anchor_keys"]]
+    primary = anchors[0] if anchors else "PRIMARY_CAMERA_KEY"
+    return f"""
 ## TensorFlow Datasets
 
 ```python
 import tensorflow_datasets as tfds
 
-builder = tfds.builder_from_directory("OUT/{plan["place"]}")  # OUT: where this copy is
+builder = tfds.builder_from_directory("OUT/{plan["place"]}")
 ```
 
 ## octo (octo/data/oxe/oxe_dataset_configs.py)
@@ -86,3 +100,116 @@ def use_synthetic_wrist(step):
     }}
 ```
 """
+
+
+def _calvin(plan: dict, stream: str) -> str:
+    return f"""
+## calvin_agent, MDT, GR-1 (a datamodule's observation_space yaml)
+
+```yaml
+rgb_obs: ["rgb_static", "{stream}"]
+```
+
+Every frame has it as `np.load("episode_0000000.npz")["{stream}"]`, with `wrist_valid` beside it.
+"""
+
+
+def _robomimic(plan: dict, stream: str) -> str:
+    key = stream.rpartition("/")[2]
+    return f"""
+## robomimic (the training config)
+
+```python
+config.observation.modalities.obs.rgb.append("{key}")
+```
+
+## LIBERO (the policy's config)
+
+```yaml
+data:
+  obs:
+    modality:
+      rgb: ["agentview_rgb", "{key}"]
+```
+
+Frames are stored the same way up as the file's other cameras.
+"""
+
+
+def _aloha(plan: dict, stream: str) -> str:
+    return f"""
+## ACT (constants.py)
+
+```python
+TASK_CONFIGS["YOUR_TASK"]["camera_names"].append("{stream.rpartition("/")[2]}")
+```
+"""
+
+
+def _droid_raw(plan: dict, stream: str) -> str:
+    return f"""
+## Reading it
+
+```python
+import av
+
+frames = av.open("EPISODE/{stream}.mp4").decode(video=0)  # frame i is step i of trajectory.h5
+```
+"""
+
+
+def _replay_buffer(plan: dict, stream: str) -> str:
+    key = stream.rpartition("/")[2]
+    height, width = plan["wrist_size"]
+    return f"""
+## diffusion_policy (the task's yaml)
+
+```yaml
+shape_meta:
+  obs:
+    {key}:
+      shape: [3, {height}, {width}]
+      type: rgb
+```
+"""
+
+
+def _lerobot(plan: dict, stream: str) -> str:
+    name = plan["place"]
+    primary = plan["anchor_keys"][0] if plan["anchor_keys"] else "observation.images.PRIMARY"
+    return f"""
+## LeRobot
+
+```python
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+dataset = LeRobotDataset("{name}", root="OUT/{name}")
+wrist = dataset[0]["{stream}"]
+```
+
+## openpi (the data config's repack transform)
+
+```python
+RepackTransform({{
+    "observation/image": "{primary}",
+    "observation/wrist_image": "{stream}",
+}})
+```
+
+## GR00T (meta/modality.json)
+
+```json
+{{"video": {{"wrist": {{"original_key": "{stream}"}}}}}}
+```
+"""
+
+
+_SNIPPETS: dict[str, Callable[[dict, str], str]] = {
+    "rlds": _rlds,
+    "calvin": _calvin,
+    "robomimic": _robomimic,
+    "aloha": _aloha,
+    "droid_raw": _droid_raw,
+    "replay_buffer": _replay_buffer,
+    "lerobot": _lerobot,
+}

@@ -54,7 +54,7 @@ def look(out: Path) -> dict:
         SourceError: there is no job.
     """
     from ..readers.errors import SourceError
-    from .ledger import Ledger
+    from .ledger import Ledger, in_place
 
     ledger = Ledger(out)
     plan = ledger.plan()
@@ -62,12 +62,10 @@ def look(out: Path) -> dict:
         raise SourceError("holds no job", file=out, todo="give the --out of `wristaugment run`")
     entries = ledger.entries()
     folder = out / plan["place"]
-    total = len(plan["source"]["shards"])
+    total = plan["shards"]
     done, lost = [], []
     for name, entry in sorted(entries.items()):
-        path = folder / entry["file"]
-        here = path.is_file() and path.stat().st_size == entry["result"]["bytes"]
-        (done if here else lost).append((name, entry))
+        (done if in_place(entry, folder) else lost).append((name, entry))
     running = ledger.running()
     complete = ledger.complete() and len(done) == total
     if running:

@@ -182,7 +182,6 @@ def _check_video(job: TrainJob) -> None:
     from ..augment.weights import check, notices
     from ..models.lora import read_generation
     from ..models.public_config import video_config
-    from ..readers.tfds_folder import INFO
 
     store = _store(job)
     located = check(job.recipe, job.weights, parts=("dit",))
@@ -196,7 +195,7 @@ def _check_video(job: TrainJob) -> None:
         {
             "name": dataset.name,
             "version": dataset.version,
-            "info": file_sha256(dataset.folder / INFO),
+            "info": dataset.identity(),
             "wrist": job.wrist_key(dataset),
         },
     )

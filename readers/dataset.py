@@ -10,6 +10,7 @@ for the table, and docs in CONTRIBUTING.md for the way to add one):
 from __future__ import annotations
 
 import abc
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +189,14 @@ class Dataset(abc.ABC):
         """Files that are in no shard, sorted: metadata, and whatever else lies there."""
         own = {path for split in self.splits for s in split.shards for path in self.shard_files(s)}
         return (path for path in self.files() if path not in own)
+
+    def identity(self) -> str:
+        """What tells this dataset from others: a hash of the names and sizes of its files."""
+        digest = hashlib.sha256()
+        for path in self.files():
+            name = path.relative_to(self.root).as_posix()
+            digest.update(f"{name} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()
 
     def file_of(self, record: Record) -> Path:
         """The file or folder that messages about a record name."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .frames import Frames
+
 
 @dataclass(frozen=True, order=True)
 class Record:
@@ -29,14 +31,14 @@ class View:
 
     Attributes:
         key: its name in the dataset, as in `observation/exterior_image_1_left`.
-        frames: [T, H, W, 3] uint8 RGB.
+        frames: [T, H, W, 3] uint8 RGB; an array, or Frames, which are read when they are indexed.
         K: [3, 3] intrinsics in pixels of `frames`, or None where unknown.
         pose: [4, 4] (a static camera) or [T, 4, 4] world-to-camera, or None where unknown.
         depth: [T, H, W] float32 z-depth in metres (0 = unknown), or None.
     """
 
     key: str
-    frames: np.ndarray
+    frames: np.ndarray | Frames
     K: np.ndarray | None = None
     pose: np.ndarray | None = None
     depth: np.ndarray | None = None

@@ -66,7 +66,7 @@ def open_dataset(
     """
     path = Path(data_dir).expanduser()
     if not path.exists():
-        raise SourceError("there is nothing here", file=path, todo="check --data-dir")
+        raise SourceError("there is no such folder or file", file=path, todo="check --data-dir")
     found = recognise(path)
     if found is None:
         known = "; ".join(f"{row.title}" for row in FORMATS)

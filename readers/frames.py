@@ -13,20 +13,18 @@ class Frames:
     A view of an hour's recording is gigabytes; what needs a few frames of it reads a few.
 
     Args:
-        shape: (T, H, W, C).
-        read: from an increasing array of N step numbers to their pictures, [N, H, W, C].
+        shape: (T, H, W, C), or (T, H, W) of depth.
+        read: from an increasing array of N step numbers to their pictures, [N, *shape[1:]].
         dtype: of the pictures.
     """
 
-    ndim = 4
-
     def __init__(
         self,
-        shape: tuple[int, int, int, int],
+        shape: tuple[int, ...],
         read: Callable[[np.ndarray], np.ndarray],
         dtype: np.typing.DTypeLike = np.uint8,
     ):
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.shape, self.ndim, self.dtype = tuple(shape), len(shape), np.dtype(dtype)
         self._read = read
 
     def __len__(self) -> int:

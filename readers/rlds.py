@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,37 +11,31 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from .dataset import Shard, Split
+from .dataset import Dataset, RawRecord, Shard, Stream
 from .episode import Episode, Record, View
 from .errors import SourceError
 from .example import ExampleIndex
 from .features import Features, Leaf
+from .frames import Frames
 from .pictures import decode_stream, no_picture
 from .profiles import Camera, Numbers, Profile, find_profile, known, resolve
-from .tfds_folder import FEATURES, Info, find_folder, read_info
+from .tfds_folder import FEATURES, Info, find_folder, has_datasets, read_info
 from .tfrecord import read_frames
 
 _MILLIMETRES = np.float32(0.001)
 
 
 @dataclass(frozen=True)
-class RawRecord:
+class RldsRecord(RawRecord):
     """A record as it lies in its shard.
 
     Attributes:
-        record: its place.
         payload: the serialized Example, or None where it cannot be read.
         crc: the plain crc32c of `payload`.
-        error: why there is no payload, or None.
-        missing: how many declared records this one stands for: 1, or all that lie behind a
-            damaged length or an early end; 0 for what the dataset does not declare.
     """
 
-    record: Record
-    payload: bytes | None
+    payload: bytes | None = None
     crc: int = 0
-    error: SourceError | None = None
-    missing: int = 0
 
     @cached_property
     def example(self) -> ExampleIndex:
@@ -54,42 +49,24 @@ class RawRecord:
         return ExampleIndex(self.payload)
 
 
-@dataclass(frozen=True)
-class RldsDataset:
+class RldsDataset(Dataset):
     """An opened dataset: what it declares, and its records.
 
     Attributes:
-        folder: the version folder.
         info: what dataset_info.json says.
         features: the feature tree.
-        profile: which key is what; every key in it exists.
-        place: where a copy of it belongs below its root, as in droid/1.0.1.
         length_key: the flat key that tells an episode's length.
     """
 
-    folder: Path
-    info: Info
-    features: Features
-    profile: Profile
-    place: Path
-    length_key: str
+    format = "rlds"
 
-    @property
-    def name(self) -> str:
-        """The builder's name; it is what the shard files begin with."""
-        return self.info.name
+    def __init__(self, folder: Path, info: Info, features: Features, profile: Profile, place: Path):
+        self.folder, self.info, self.features = folder, info, features
+        self.profile, self.place = profile, place
+        self.name, self.version, self.splits = info.name, info.version, info.splits
+        self.length_key = features.length_key()
 
-    @property
-    def version(self) -> str:
-        """As in 1.0.1."""
-        return self.info.version
-
-    @property
-    def splits(self) -> list[Split]:
-        """The splits in the order of dataset_info.json."""
-        return self.info.splits
-
-    def records(self, shard: Shard) -> Iterator[RawRecord]:
+    def records(self, shard: Shard) -> Iterator[RldsRecord]:
         """The records of one shard, in order; raises nothing for damage, but says so in `error`.
 
         A record with a flipped byte comes without payload and the walk goes on. Where the rest of
@@ -114,16 +91,16 @@ class RldsDataset:
                     return
                 seen += 1
                 missing = 1 if frame.error else 0
-                yield RawRecord(place, frame.payload, frame.crc, frame.error, missing)
+                yield RldsRecord(place, frame.error, missing, frame.payload, frame.crc)
         except SourceError as error:  # the file is not there, or may not be read
             place = Record(shard.split, shard.index, seen)
-            yield RawRecord(place, None, error=error, missing=shard.records - seen)
+            yield RldsRecord(place, error, shard.records - seen)
             return
         if seen < shard.records:
             place = Record(shard.split, shard.index, seen)
             yield _lost(place, shard, shard.records - seen, "the file ends early")
 
-    def index(self, raw: RawRecord) -> ExampleIndex:
+    def index(self, raw: RldsRecord) -> ExampleIndex:
         """The keys of a record.
 
         Raises:
@@ -134,9 +111,9 @@ class RldsDataset:
         except SourceError:
             raise
         except ValueError as error:
-            raise self._error(raw, str(error), None, "fetch this shard again") from None
+            raise self.error(raw, str(error), None, "fetch this shard again") from None
 
-    def steps(self, raw: RawRecord, index: ExampleIndex | None = None) -> int:
+    def steps(self, raw: RldsRecord, index: ExampleIndex | None = None) -> int:
         """The number of steps of an episode, found without parsing anything else of it.
 
         Raises:
@@ -145,12 +122,56 @@ class RldsDataset:
         index = index or self.index(raw)
         return self._get(raw, index, self.length_key, index.count)
 
-    def file_of(self, record: Record) -> Path:
-        """The shard file that a record lies in."""
-        split = next(split for split in self.splits if split.name == record.split)
-        return split.shards[record.shard].path
+    def streams(self) -> list[Stream]:
+        """Every key with one picture per step."""
+        out = []
+        for leaf in self.features.leaves.values():
+            if leaf.is_image and leaf.per_step and not leaf.nested:
+                height, width, channels = (*leaf.shape, None, None, None)[:3]
+                encoding = leaf.encoding or "jpeg or png"
+                depth = not leaf.is_picture
+                shape = (height, width, channels)
+                out.append(Stream(leaf.key, shape, leaf.dtype or "uint8", encoding, depth))
+        return out
 
-    def episode(self, raw: RawRecord, *, wrist: str | None = None, depth: bool = False) -> Episode:
+    def frames(self, raw: RldsRecord, key: str) -> Frames:
+        """The pictures of one stream, decoded when indexed."""
+        leaf = self.features.find(key)
+        if leaf is None or not leaf.is_image:
+            raise self.error(raw, "there is no such stream", key, "name one of the streams")
+        index = self.index(raw)
+        blobs = self._get(raw, index, leaf.flat, index.blobs)
+        where = {"file": self.file_of(raw.record), "record": raw.record.index, "key": leaf.key}
+        first = decode_stream(blobs[:1], leaf.shape, **where)
+
+        def read(steps: np.ndarray) -> np.ndarray:
+            return decode_stream([blobs[step] for step in steps], leaf.shape, **where)
+
+        return Frames((len(blobs), *first.shape[1:]), read, first.dtype)
+
+    def flags(self, raw: RldsRecord, name: str) -> np.ndarray | None:
+        """[T] numbers at steps/observation/`name`; None where the dataset has none."""
+        leaf = self.features.find(f"observation/{name}")
+        if leaf is None:
+            return None
+        index = self.index(raw)
+        return self._get(raw, index, leaf.flat, index.numbers)
+
+    def content(self, raw: RldsRecord) -> Iterator[tuple[str, object]]:
+        """Each key with its serialized values."""
+        index = self.index(raw)
+        for key in index:
+            yield key, index.value(key)
+
+    def identity(self) -> str:
+        """The SHA-256 of dataset_info.json, which has the bytes of every split."""
+        return hashlib.sha256(self.info.path.read_bytes()).hexdigest()
+
+    def shard_files(self, shard: Shard) -> list[Path]:
+        """The shard is a file."""
+        return [shard.path]
+
+    def episode(self, raw: RldsRecord, *, wrist: str | None = None, depth: bool = False) -> Episode:
         """Decode what the pipeline needs of one record.
 
         Args:
@@ -212,9 +233,7 @@ class RldsDataset:
         camera = hand if hand and hand.key == leaf.key else Camera(leaf.key)
         view = self._view(raw, index, camera, length, depth)
         if isinstance(view, str):
-            raise self._error(
-                raw, f"the wrist stream is {view}", leaf.key, "leave this episode out"
-            )
+            raise self.error(raw, f"the wrist stream is {view}", leaf.key, "leave this episode out")
         if camera is hand:
             view.pose = episode.measured_wrist_pose()
         return view
@@ -263,7 +282,7 @@ class RldsDataset:
         flat = self._leaf(key).flat
         values = self._get(raw, index, flat, index.numbers).astype(np.float64)
         if len(values) != count:
-            raise self._error(
+            raise self.error(
                 raw, f"holds {len(values)} numbers, not {count}", key, "check the source"
             )
         return values if np.isfinite(values).all() and values.any() else None
@@ -275,7 +294,7 @@ class RldsDataset:
         leaf = self._leaf(numbers.key)
         values = self._get(raw, index, leaf.flat, index.numbers)
         if len(values) % length or len(values) // length < numbers.start + numbers.count:
-            raise self._error(
+            raise self.error(
                 raw, f"holds {len(values)} numbers for {length} steps", leaf.key, "check the source"
             )
         table = values.reshape(length, -1)[:, numbers.start : numbers.start + numbers.count]
@@ -321,17 +340,41 @@ class RldsDataset:
             found = "the record lacks this key, which features.json declares"
         except ValueError as error:
             found = str(error)
-        raise self._error(raw, found, flat, "check the source")
+        raise self.error(raw, found, flat, "check the source")
 
     def _same_length(self, raw, leaf: Leaf, found: int, length: int) -> None:
         if found != length:
-            raise self._error(
+            raise self.error(
                 raw, f"holds {found} pictures for {length} steps", leaf.key, "check the source"
             )
 
-    def _error(self, raw: RawRecord, found: str, key: str | None, todo: str) -> SourceError:
-        file = self.file_of(raw.record)
-        return SourceError(found, file=file, record=raw.record.index, key=key, todo=todo)
+
+def recognise(path: Path) -> bool:
+    """Whether a version folder, a dataset folder or a root of datasets lies at `path`."""
+    return path.is_dir() and has_datasets(path)
+
+
+def open_source(
+    path: Path,
+    dataset: str | None = None,
+    *,
+    anchor_keys: Sequence[str] | None = None,
+    plain: bool = False,
+) -> RldsDataset:
+    """Open a dataset; see readers.formats.open_dataset.
+
+    Raises:
+        SourceError: as `open_rlds`, or several datasets are here and none is named.
+    """
+    if dataset is not None and not plain:
+        return open_rlds(path, dataset, anchor_keys=anchor_keys)
+    profile = find_profile(dataset) if dataset else None
+    folder = find_folder(path, tuple(filter(None, (dataset, *(profile.names if profile else ())))))
+    if plain:
+        return open_plain(folder)
+    info = read_info(folder)
+    known_as = [name for name in (info.name, *folder.parts[-3:-1]) if find_profile(name)]
+    return open_rlds(folder, known_as[0] if known_as else info.name, anchor_keys=anchor_keys)
 
 
 def open_rlds(
@@ -361,7 +404,7 @@ def open_rlds(
         )
     features = Features(folder / FEATURES)
     resolved = resolve(dataset, features, anchor_keys, folder)
-    return RldsDataset(folder, info, features, resolved, place, features.length_key())
+    return RldsDataset(folder, info, features, resolved, place)
 
 
 def open_plain(folder: Path) -> RldsDataset:
@@ -376,7 +419,7 @@ def open_plain(folder: Path) -> RldsDataset:
     features = Features(folder / FEATURES)
     named = find_profile(info.name)
     place = _place(folder, info, named.names if named else (info.name,))
-    return RldsDataset(folder, info, features, Profile(info.name), place, features.length_key())
+    return RldsDataset(folder, info, features, Profile(info.name), place)
 
 
 def pose_matrix(values: np.ndarray) -> np.ndarray:
@@ -408,8 +451,8 @@ def _place(folder: Path, info: Info, names) -> Path:
     return Path(name, *parts)
 
 
-def _lost(place: Record, shard: Shard, missing: int, found: str) -> RawRecord:
+def _lost(place: Record, shard: Shard, missing: int, found: str) -> RldsRecord:
     if missing > 1:
         found += f", so {missing} of the {shard.records} declared records cannot be reached"
     error = SourceError(found, file=shard.path, record=place.index, todo="fetch this shard again")
-    return RawRecord(place, None, error=error, missing=missing)
+    return RldsRecord(place, error, missing)

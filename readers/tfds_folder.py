@@ -133,6 +133,13 @@ def find_folder(data_dir: Path, names: Sequence[str]) -> Path:
     )
 
 
+def has_datasets(folder: Path) -> bool:
+    """Whether `find_folder` would find something in a folder, by one name or another."""
+    if (folder / INFO).is_file() or _newest(folder) or _only_config(folder):
+        return True
+    return any(_newest(path) or _only_config(path) for path in _folders(folder))
+
+
 def _folders(folder: Path) -> list[Path]:
     """The folders in a folder; none where it may not be read (a lost+found beside the data)."""
     try:

@@ -268,6 +268,16 @@ def file_crc(path: Path) -> int:
     return crc
 
 
+def folder_crc(folder: Path) -> int:
+    """One crc32c of a folder: of the names, sizes and checksums of its files, in their order."""
+    crc = 0
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        line = f"{name} {path.stat().st_size} {file_crc(path)}\n"
+        crc = google_crc32c.extend(crc, line.encode())
+    return crc
+
+
 def chosen_splits(
     dataset: Dataset, splits: Sequence[str] | None, limit: int | None, *, leave_out: bool = True
 ) -> list[Split]:

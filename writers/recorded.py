@@ -14,7 +14,7 @@ import numpy as np
 
 from ..readers.dataset import Split
 from ..readers.episode import View
-from ..readers.rlds import RawRecord, RldsDataset, open_rlds
+from ..readers.rlds import RldsDataset, RldsRecord, open_rlds
 
 WRIST, ANCHORS = "wrist", ("exterior_1", "exterior_2")
 HZ = 15  # DROID's rate, and the simulation's
@@ -79,7 +79,7 @@ def recorded_splits(folder: Path) -> Mapping[str, RecordedSplit]:
     return {split.name: RecordedSplit(dataset, split) for split in dataset.splits}
 
 
-def _recorded(dataset: RldsDataset, raw: RawRecord, split: str, number: int) -> Recorded:
+def _recorded(dataset: RldsDataset, raw: RldsRecord, split: str, number: int) -> Recorded:
     hand = dataset.profile.wrist
     assert hand is not None
     episode = dataset.episode(raw, wrist=hand.key, depth=True)

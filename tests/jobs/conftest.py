@@ -36,7 +36,7 @@ def made(job, args, pending, resumed, say):
         if outcome.kind == "disk":
             raise run.DiskError(outcome.text)
         assert outcome.kind == "done", outcome
-        job.ledger.publish(task.split, task.index, staged, job.final(task), outcome.entry)
+        job.ledger.publish(task.split, task.index, staged, job.copy.folder, outcome.entry)
         yield task, outcome.entry
 
 run._made = made

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -72,12 +74,15 @@ def test_a_shard_is_made_with_its_quality(work, tmp_path, monkeypatch, lab):
     json.dumps(outcome.entry)
     assert [item["record"] for item in outcome.entry["quality"]] == ["train/1/0", "train/1/1"]
     assert {item["frames"] for item in outcome.entry["quality"]} == {lab.steps}
-    assert outcome.entry["result"]["bytes"] == (tmp_path / "staged").stat().st_size
+    assert outcome.entry["result"]["files"] == {
+        path.name: [path.stat().st_size, None] for path in (tmp_path / "staged").iterdir()
+    }
     assert not (tmp_path / "staged.count").exists()
 
 
 def test_a_fault_that_passes_leaves_no_trace(work, tmp_path, monkeypatch):
     healthy = make(work, tmp_path, monkeypatch)
+    shutil.rmtree(tmp_path / "staged")
     again = make(work, tmp_path, monkeypatch, Faulty(RuntimeError("hiccup"), 1))
     assert again.entry == healthy.entry
 
@@ -129,14 +134,15 @@ def test_weights_that_do_not_load_are_refused_without_another_try(work, tmp_path
 
 def test_seeds_reach_the_frames_and_do_not_depend_on_the_order(work, tmp_path, monkeypatch):
     actor = ShardActor(work)
-    shas = {}
+    shas, count = {}, itertools.count()
     for index in (2, 0, 2):
-        outcome = actor.make_shard("train", index, str(tmp_path / "s"), str(tmp_path / "c"))
-        shas.setdefault(index, set()).add(outcome.entry["result"]["added_sha256"])
+        staged = tmp_path / f"s{next(count)}"
+        outcome = actor.make_shard("train", index, str(staged), str(tmp_path / "c"))
+        shas.setdefault(index, set()).add(outcome.entry["result"]["facts"]["added_sha256"])
     assert [len(found) for found in shas.values()] == [1, 1]
     other = ShardActor(Work(**{**work.__dict__, "seed": 1}))
-    outcome = other.make_shard("train", 2, str(tmp_path / "s"), str(tmp_path / "c"))
-    assert outcome.entry["result"]["added_sha256"] not in shas[2]
+    outcome = other.make_shard("train", 2, str(tmp_path / "other"), str(tmp_path / "c"))
+    assert outcome.entry["result"]["facts"]["added_sha256"] not in shas[2]
 
 
 def test_an_actor_computes_with_one_thread(monkeypatch):

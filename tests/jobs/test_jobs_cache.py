@@ -186,7 +186,7 @@ def test_shards_of_which_all_is_kept_are_not_read_again(droid_folder, paper, tmp
         (["--split", "test"], "there is no split 'test'"),
         (["--episodes", "0"], "0 episodes"),
         (["--against", "exterior_image_1_left"], "is an anchor view"),
-        (["--against", "nothing"], "there is no such key"),
+        (["--against", "nothing"], "there is no such stream"),
         (["--weights", "/nowhere"], "weights of recipe 'paper' are missing"),
     ],
 )

@@ -151,9 +151,11 @@ def test_a_staged_shard_of_another_length_is_not_published(tmp_path):
     final = tmp_path / "droid" / "shard"
     with ledger.opened({"seed": 0}):
         staged = ledger.stage("train-00000")
-        staged.write_bytes(b"12345")
+        staged.mkdir()
+        (staged / "shard").write_bytes(b"12345")
         with pytest.raises(SourceError, match="5 bytes, expected 6"):
-            ledger.publish("train", 0, staged, final, {"result": {"bytes": 6}})
+            entry = {"result": {"files": {"shard": [6, None]}}}
+            ledger.publish("train", 0, staged, final.parent, entry)
     assert not final.exists() and ledger.entry("train", 0) is None
 
 

@@ -28,8 +28,10 @@ def test_the_manifest_tells_how_every_episode_was_made(out, lab):
     assert manifest["records"][3]["record"] == "train/1/1"
     assert set(manifest["records"][3]) == {"record", "frames", "valid", "coverage", "notes"}
     ledger = (out / ".wristaugment" / "shards").glob("*.json")
-    added = sorted(json.loads(path.read_text())["result"]["added_sha256"] for path in ledger)
-    assert sorted(manifest["added_sha256"].values()) == added and all(added)
+    added = sorted(
+        json.loads(path.read_text())["result"]["facts"]["added_sha256"] for path in ledger
+    )
+    assert sorted(manifest["checks"].values()) == added and all(added)
 
 
 def test_the_card_says_synthetic_and_its_settings_are_python(out):

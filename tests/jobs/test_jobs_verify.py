@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from copying import write_copy
 from wristaugment.jobs import verify as command
 from wristaugment.readers import open_dataset
 from wristaugment.readers.episode import WristStream
@@ -23,7 +24,6 @@ def make_copy(source, out, *, ledger=True, failing=(), **options):
     """A finished copy, with the ledger that a job leaves beside it."""
     dataset = open_dataset(source, "droid")
     copy = RldsCopy(dataset, out, size=SIZE, description="synthetic", **options)
-    copy.folder.mkdir(parents=True)
 
     def make(raw):
         if raw.record.index in failing:
@@ -32,8 +32,7 @@ def make_copy(source, out, *, ledger=True, failing=(), **options):
         frames = np.full((steps, *SIZE, 3), 120, np.uint8)
         return WristStream(frames, np.ones(steps, bool), np.ones(steps, np.float32))
 
-    results = [copy.write_shard(s, copy.shard_path(s), make) for s in copy.shards]
-    copy.finish(results)
+    results = write_copy(copy, make)
     if ledger:
         folder = out / ".wristaugment"
         (folder / "shards").mkdir(parents=True)

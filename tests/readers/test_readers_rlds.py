@@ -202,7 +202,7 @@ def test_an_unknown_folder_and_another_dataset_are_refused(droid_folder, tmp_pat
     with pytest.raises(SourceError, match=r"droid_101.*not 'kuka'.*bridge_dataset"):
         open_dataset(droid_folder.parents[1], "kuka")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="no dataset is in it"):
+    with pytest.raises(SourceError, match=r"no dataset of a known format.*RLDS"):
         open_dataset(tmp_path / "empty", "droid")
 
 

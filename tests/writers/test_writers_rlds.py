@@ -10,12 +10,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from copying import write_copy
 from wristaugment.readers import open_dataset
 from wristaugment.readers.episode import WristStream
 from wristaugment.readers.errors import SourceError
 from wristaugment.readers.example import ExampleIndex
 from wristaugment.readers.tfrecord import frame, read_frames
-from wristaugment.writers.rlds import RldsCopy, ShardResult
+from wristaugment.writers.copy import ShardResult
+from wristaugment.writers.rlds import RldsCopy
 
 SIZE = (16, 20)
 COLOUR = (200, 30, 60)
@@ -35,14 +37,7 @@ def copy_dataset(source, out, make=None, **options):
     dataset = open_dataset(source, "droid")
     options = {"size": SIZE, "description": "synthetic, for tests"} | options
     copy = RldsCopy(dataset, out, **options)
-    copy.folder.mkdir(parents=True, exist_ok=True)
-    results = []
-    for shard in copy.shards:
-        staged = copy.folder / "staged"
-        results.append(copy.write_shard(shard, staged, make or constant(dataset)))
-        os.replace(staged, copy.shard_path(shard))
-    copy.finish(results)
-    return copy, results
+    return copy, write_copy(copy, make or constant(dataset))
 
 
 def tree_hashes(folder):
@@ -100,7 +95,7 @@ def test_each_record_is_an_exact_prefix(droid_source, tmp_path):
         old, new = payloads(shard.path), payloads(path)
         assert len(old) == len(new) == result.records
         assert all(b.startswith(a) and len(b) > len(a) for a, b in zip(old, new, strict=True))
-        assert result.num_bytes == sum(map(len, new))
+        assert result.facts["num_bytes"] == sum(map(len, new))
         assert result.bytes == path.stat().st_size
         # The digest is of what is added: all that is not the source's own bytes.
         added, at, data = b"", 0, path.read_bytes()
@@ -108,7 +103,7 @@ def test_each_record_is_an_exact_prefix(droid_source, tmp_path):
             at += 12
             added += data[at - 12 : at] + data[at + len(a) : at + len(b) + 4]
             at += len(b) + 4
-        assert result.added_sha256 == hashlib.sha256(added).hexdigest()
+        assert result.facts["added_sha256"] == hashlib.sha256(added).hexdigest()
 
 
 def test_dataset_info_changes_in_sizes_alone(droid_source, tmp_path):

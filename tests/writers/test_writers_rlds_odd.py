@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from copying import write_copy
 from wristaugment.readers import open_dataset
 from wristaugment.readers.episode import WristStream
 from wristaugment.readers.example import ExampleIndex
@@ -66,13 +67,10 @@ def test_a_legacy_dataset_with_slashes_and_ragged_points(slashed, tmp_path, deco
     raw = next(iter(dataset.records(dataset.splits[0].shards[0])))
     frames = dataset.episode(raw).anchors[0].frames
     copy = RldsCopy(dataset, tmp_path, wrist_key="hand/left", size=(6, 8), description="made")
-    copy.folder.mkdir(parents=True)
-    (shard,) = copy.shards
     new = WristStream(
         np.full((4, 6, 8, 3), 77, np.uint8), np.array([1, 1, 0, 1], bool), np.ones(4, np.float32)
     )
-    result = copy.write_shard(shard, copy.shard_path(shard), lambda raw: new)
-    copy.finish([result])
+    write_copy(copy, lambda raw: new)
     old, got = decode(slashed)["train"], decode(copy.folder)["train"]
     for step, valid in zip(got[0]["steps"], (True, True, False, True), strict=True):
         assert np.abs(step["observation"].pop("hand/left").astype(int) - 77).max() <= 2

@@ -259,6 +259,41 @@ def staged_files(staged: Path) -> dict[str, list]:
     return found
 
 
+def folded(files: dict[str, list], folders: Sequence[str]) -> dict[str, list]:
+    """What `staged_files` found, with one entry for each of some folders instead of their files.
+
+    A ledger could not hold the million small files of some stores.
+
+    Args:
+        folders: paths, as in "data/img/"; they end in "/" and none lies in another.
+
+    Returns:
+        As `files`; that of a folder is [sum of bytes, crc32c of a line "path size crc" a file, in
+        the order of their names], with the paths below the folder.
+    """
+    found: dict[str, list] = {}
+    for name in sorted(files):
+        # Names are sorted with "/" between others; each folder's own are still in one order.
+        folder = next((folder for folder in folders if name.startswith(folder)), None)
+        size, crc = files[name]
+        if folder is None:
+            found[name] = [size, crc]
+            continue
+        entry = found.setdefault(folder, [0, 0])
+        line = f"{name.removeprefix(folder)} {size} {crc}\n".encode()
+        entry[:] = [entry[0] + size, google_crc32c.extend(entry[1], line)]
+    return found
+
+
+def folder_entry(folder: Path) -> list:
+    """The entry that `folded` makes of a folder, from what lies in it now."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    files = {
+        f"/{name}": [(folder / name).stat().st_size, file_crc(folder / name)] for name in names
+    }
+    return folded(files, ["/"]).get("/", [0, 0])
+
+
 def file_crc(path: Path) -> int:
     """The crc32c of a file's bytes."""
     crc = 0

@@ -38,6 +38,11 @@ class Format:
 # Asked in this order; what is told by a file of its own name comes first.
 FORMATS = (
     Format("rlds", "RLDS / TFDS (features.json, dataset_info.json): DROID, Open-X", "droid/1.0.1"),
+    Format(
+        "replay_buffer",
+        "zarr ReplayBuffer, a folder or a zip (data/, meta/episode_ends): diffusion_policy, UMI",
+        "dataset.zarr.zip",
+    ),
 )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
+from av.error import FileNotFoundError as NoSuchFile
 from av.video.reformatter import Interpolation
 
 from .errors import SourceError
@@ -68,17 +71,50 @@ class Video:
         self.frames = len(shown)
 
     def seconds(self, index: int) -> float:
-        """When a frame is shown, in seconds from the start of the file's clock."""
+        """When a frame is shown, in seconds of the file's clock."""
         return float(int(self._shown[index]) * self._seconds)
 
-    def nearest(self, seconds: float) -> int:
-        """The number of the frame that is shown closest to a time."""
-        ticks = seconds / float(self._seconds)
-        after = int(np.clip(np.searchsorted(self._shown, ticks), 1, max(self.frames - 1, 1)))
-        if self.frames < 2:
-            return 0
-        before = after - 1
-        return before if ticks - self._shown[before] <= self._shown[after] - ticks else after
+    def at(self, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The frames that are shown closest to some times.
+
+        Args:
+            seconds: [N] in seconds of the file's clock.
+
+        Returns:
+            ([N] frame numbers, [N] how many seconds each is away).
+
+        Raises:
+            SourceError: the file has no frame.
+        """
+        if not self.frames:
+            raise SourceError("holds no frame", file=self.path, todo=_DAMAGED)
+        ticks = np.asarray(seconds, np.float64) / float(self._seconds)
+        after = np.clip(np.searchsorted(self._shown, ticks), 0, self.frames - 1)
+        before = np.maximum(after - 1, 0)
+        far = np.abs(self._shown[after] - ticks)
+        closer = np.abs(self._shown[before] - ticks) <= far
+        found = np.where(closer, before, after)
+        return found, np.abs(self._shown[found] - ticks) * float(self._seconds)
+
+    def packets(self, first: int, count: int) -> Iterator[bytes]:
+        """The encoded frames first .. first + count, in the order of the file.
+
+        Raises:
+            SourceError: the file is damaged.
+        """
+        if count < 1:
+            return
+        low, high = self._shown[first], self._shown[first + count - 1]
+        with self._readable(), self._opened() as (container, stream):
+            self._seek(container, stream, self._key_before(low))
+            left = count
+            for packet in container.demux(stream):
+                if packet.pts is not None and low <= packet.pts <= high and not packet.is_discard:
+                    left -= 1
+                    yield bytes(packet)
+                    if not left:
+                        return
+        raise SourceError(f"{left} frames cannot be reached", file=self.path, todo=_DAMAGED)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Decode frames.
@@ -128,10 +164,10 @@ class Video:
         """
         want = self._shown[indices]
         starts = np.asarray([shown for shown, _ in self._keys])
-        chosen = max(int(np.searchsorted(starts, want[0], "right")) - 1, 0)
+        chosen = self._key_before(want[0])
         found = 0
         while chosen >= 0 and not found:
-            container.seek(self._keys[chosen][1] if self._keys else 0, stream=stream)
+            self._seek(container, stream, chosen)
             for frame in container.decode(stream):
                 if frame.pts is None or frame.pts < want[found]:
                     continue
@@ -143,6 +179,14 @@ class Video:
                     return found
             chosen -= 1  # some files list a key frame that decoding does not start from
         return found
+
+    def _key_before(self, shown: int) -> int:
+        """The number of the last key frame that is not shown after `shown`."""
+        starts = [start for start, _ in self._keys]
+        return max(int(np.searchsorted(starts, shown, "right")) - 1, 0)
+
+    def _seek(self, container, stream, key: int) -> None:
+        container.seek(self._keys[key][1] if self._keys else 0, stream=stream)
 
     @staticmethod
     def _far(starts: np.ndarray, now: int, then: int) -> bool:
@@ -170,20 +214,22 @@ class Video:
             stream.codec_context.options = {"err_detect": "explode", "threads": "1"}
             yield container, stream
 
-    @contextlib.contextmanager
     def _readable(self):
-        """Damage as a SourceError; the disk's own errors pass."""
+        return self.readable(self.path)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def readable(path: Path):
+        """Damage of a file as a SourceError; the disk's own errors pass."""
         try:
             yield
-        except av.FileNotFoundError:
-            raise SourceError("there is no such video", file=self.path, todo=_DAMAGED) from None
-        except (av.FFmpegError, ValueError) as error:
+        except NoSuchFile:
+            raise SourceError("there is no such video", file=path, todo=_DAMAGED) from None
+        except (FFmpegError, ValueError) as error:
             if isinstance(error, SourceError):
                 raise
             what = getattr(error, "strerror", None) or str(error)
-            raise SourceError(
-                f"cannot be decoded ({what})", file=self.path, todo=_DAMAGED
-            ) from None
+            raise SourceError(f"cannot be decoded ({what})", file=path, todo=_DAMAGED) from None
 
 
 def open_video(path: Path | str) -> Video:
@@ -193,3 +239,25 @@ def open_video(path: Path | str) -> Video:
         SourceError: there is none, or it is damaged.
     """
     return Video(path)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a video file's header says: how many frames (0 = it does not say), and their size."""
+
+    frames: int
+    size: tuple[int, int]
+
+
+def read_header(path: Path | str) -> Header:
+    """Look at a video file without reading its frames.
+
+    Raises:
+        SourceError: there is no such file, or it is damaged.
+    """
+    with Video.readable(Path(path)), av.open(str(path), metadata_errors="replace") as container:
+        if not container.streams.video:
+            raise SourceError("holds no video", file=path, todo=_DAMAGED)
+        stream = container.streams.video[0]
+        codec = stream.codec_context
+        return Header(stream.frames, (codec.height, codec.width))

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 from wristaugment.readers.errors import SourceError
-from wristaugment.readers.video import open_video
+from wristaugment.readers.video import Header, open_video, read_header
 
 SIZE, COUNT = (48, 64), 60
 
@@ -54,8 +54,19 @@ def test_every_frame_is_found_by_its_number(tmp_path, codec, options):
 
 def test_times_and_numbers_agree(tmp_path):
     video = open_video(make_video(tmp_path / "a.mp4", rate=15))
-    assert [video.nearest(video.seconds(n)) for n in (0, 7, 59)] == [0, 7, 59]
-    assert video.nearest(7.4 / 15) == 7 and video.nearest(100) == 59 and video.nearest(-1) == 0
+    numbers, far = video.at(np.array([0, 7 / 15, 7.4 / 15, 59 / 15, 100, -1]))
+    assert numbers.tolist() == [0, 7, 7, 59, 59, 0]
+    assert far[:2].max() < 1e-6 and abs(far[2] - 0.4 / 15) < 1e-6 and far[4] > 90
+    assert video.seconds(7) == pytest.approx(7 / 15, abs=1e-6)
+    assert read_header(tmp_path / "a.mp4") == Header(COUNT, SIZE)
+
+
+def test_encoded_frames_come_in_parts(tmp_path):
+    video = open_video(make_video(tmp_path / "a.mp4", {"g": "6", "bf": "0"}))
+    whole = list(video.packets(0, COUNT))
+    assert len(whole) == COUNT and sum(map(len, whole)) < (tmp_path / "a.mp4").stat().st_size
+    assert list(video.packets(0, 20)) == whole[:20]
+    assert list(video.packets(50, 6)) == whole[50:56]
 
 
 def test_a_number_that_is_not_there_is_refused(tmp_path):

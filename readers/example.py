@@ -9,7 +9,8 @@ microseconds, and the writer knows where each entry begins and ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from tensorflow_datasets.proto import tf_feature_pb2
 
 _Feature: Any = tf_feature_pb2.Feature  # type: ignore  (protobuf makes it at run time)
 
+_UNPACKED = 1 << 28  # bytes that one key of a record may unpack to
 _LEN = 2  # the wire type of strings, bytes and messages
 _FIELD_1, _FIELD_2 = 1 << 3 | _LEN, 2 << 3 | _LEN
 
@@ -28,6 +30,20 @@ class Entry(NamedTuple):
     start: int
     end: int
     value: tuple[int, int]
+
+
+class Packing(NamedTuple):
+    """How a tensor's numbers lie in one byte string per step (tfds: encoding "bytes" or "zlib").
+
+    Attributes:
+        dtype: as in "float32"; little endian, as everything that tfds writes.
+        size: how many numbers a value holds; None where it differs from value to value.
+        zlib: whether the bytes are compressed.
+    """
+
+    dtype: str
+    size: int | None
+    zlib: bool
 
 
 class ExampleIndex:
@@ -98,12 +114,71 @@ class ExampleIndex:
         """The byte strings under `key`."""
         return list(self.feature(key).bytes_list.value)
 
-    def numbers(self, key: str) -> np.ndarray:
-        """The numbers under `key`: [N] float32, or [N] int64 where they are stored as integers."""
+    def numbers(self, key: str, packing: Packing | None = None) -> np.ndarray:
+        """The numbers under `key`.
+
+        Args:
+            packing: how they are packed, where they are no plain list of numbers.
+
+        Returns:
+            [N] float32, [N] int64 where they are stored as integers, [N] of the packed dtype.
+
+        Raises:
+            KeyError: the record has no such key.
+            ValueError: the value is not a Feature, or its byte strings are not as packed.
+        """
         feature = self.feature(key)
-        if feature.WhichOneof("kind") == "int64_list":
+        kind = feature.WhichOneof("kind")
+        if kind == "bytes_list" and packing is not None:
+            return _unpacked(feature.bytes_list.value, packing)
+        if kind == "int64_list":
             return np.array(feature.int64_list.value, np.int64)
         return np.array(feature.float_list.value, np.float32)
+
+    def texts(self, key: str) -> Iterator[str]:
+        """The texts under `key`; whole numbers are taken for the characters of one, up to a 0."""
+        feature = self.feature(key)
+        if feature.WhichOneof("kind") == "int64_list":
+            codes = list(feature.int64_list.value)
+            end = codes.index(0) if 0 in codes else len(codes)
+            yield "".join(chr(code) for code in codes[:end] if 0 < code < 0xD800)
+        for blob in feature.bytes_list.value:
+            yield blob.decode("utf-8", "replace")
+
+
+def _unpacked(blobs: Sequence[bytes], packing: Packing) -> np.ndarray:
+    """[N] numbers of packed values, one after the other; no bomb is unpacked."""
+    try:
+        dtype = np.dtype(packing.dtype).newbyteorder("<")
+    except TypeError:
+        raise ValueError(f"holds numbers of a kind that cannot be read ({packing.dtype})") from None
+    size = None if packing.size is None else packing.size * dtype.itemsize
+    if size is not None and size * max(1, len(blobs)) > _UNPACKED:
+        raise ValueError(f"{len(blobs)} values of {size} declared bytes are too many to unpack")
+    parts, left = [], _UNPACKED
+    for step, blob in enumerate(blobs):
+        if packing.zlib:
+            blob = _inflated(blob, left if size is None else size, step)
+        if len(blob) % dtype.itemsize or (size is not None and len(blob) != size):
+            due = f"{size}" if size is not None else f"a multiple of {dtype.itemsize}"
+            raise ValueError(f"step {step} holds {len(blob)} bytes, not {due}")
+        parts.append(blob)
+        left -= len(blob)
+    return np.frombuffer(b"".join(parts), dtype)
+
+
+def _inflated(blob: bytes, limit: int, step: int) -> bytes:
+    """At most `limit` bytes of zlib data."""
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(blob, limit + 1)
+    except zlib.error as error:
+        raise ValueError(f"step {step} is no zlib data ({error})") from None
+    if len(data) > limit:
+        raise ValueError(f"step {step} unpacks to more than the {limit} bytes that it may hold")
+    if not inflater.eof:
+        raise ValueError(f"step {step} is no zlib data (it breaks off)")
+    return data
 
 
 def varint(number: int) -> bytes:

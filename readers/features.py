@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import SourceError
+from .example import Packing
 
 STEPS = "steps"
+_OBSERVATION = "observation/"
 _CLASS = "tensorflow_datasets.core.features."
 _DICT, _SEQUENCES = "FeaturesDict", ("Sequence", "Dataset")
+_SINGLE = ("Image", "LabeledImage", "Text", "ClassLabel")  # one stored value each
+_NUMBERS = ("Scalar", "Tensor")
 _NESTED_FIELDS = {"featuresDict": _DICT, "sequence": "Sequence"}
 _STYLES = [
     {"indent": indent, "ensure_ascii": ascii_only, "separators": separators}
@@ -38,7 +43,8 @@ class Leaf:
         kind: the feature's class name, as in "Image", "Tensor", "Scalar", "Text".
         shape: its declared shape; None for a free dimension.
         dtype: its declared dtype, "" where the class implies it.
-        encoding: an image's declared encoding ("jpeg", "png"), "" where undeclared.
+        encoding: an image's declared encoding ("jpeg", "png"), "" where undeclared; of a tensor
+            "bytes" or "zlib" where its numbers are packed into one byte string per value.
         per_step: True if it lies in `steps`.
         nested: how many further sequences it lies in (0: one value per step or episode).
     """
@@ -60,6 +66,32 @@ class Leaf:
     def key(self) -> str:
         """Its key as people and profiles say it: without the leading `steps/`."""
         return "/".join(self.path[1:]) if self.per_step else self.flat
+
+    @property
+    def packing(self) -> Packing | None:
+        """How its numbers are packed into byte strings; None where they are stored as numbers."""
+        if self.kind == "Image" or self.encoding not in ("bytes", "zlib"):
+            return None
+        return Packing(self.dtype, self.size, self.encoding == "zlib")
+
+    @property
+    def size(self) -> int | None:
+        """How many numbers a value has; None where a dimension is free."""
+        known = [size for size in self.shape if size is not None]
+        return math.prod(known) if len(known) == len(self.shape) else None
+
+    @property
+    def shape_is_stored(self) -> bool:
+        """True for packed tensors of several free sizes: `<key>/value` and `<key>/shape`."""
+        return self.packing is not None and self.shape.count(None) > 1
+
+    @property
+    def is_single(self) -> bool:
+        """True if a record holds exactly one stored value of it per step."""
+        if not self.per_step or self.nested or self.shape_is_stored:
+            return False
+        plain = self.kind in _NUMBERS and self.shape == ()
+        return self.kind in _SINGLE or plain or self.packing is not None
 
     @property
     def is_picture(self) -> bool:
@@ -131,16 +163,24 @@ class Features:
         for name in ("is_first", "is_last", "is_terminal"):
             if f"{STEPS}/{name}" in self.leaves:
                 return f"{STEPS}/{name}"
-        for leaf in sorted(self.leaves.values(), key=lambda leaf: leaf.kind != "Scalar"):
-            single = leaf.kind in ("Scalar", "Text", "Image") or leaf.shape == ()
-            if leaf.per_step and not leaf.nested and single:
+        # Pictures last: counting them means to walk over megabytes.
+        for leaf in sorted(self.leaves.values(), key=lambda leaf: leaf.kind not in _NUMBERS):
+            if leaf.is_single:
                 return leaf.flat
         raise SourceError(
             "no feature tells the number of steps", file=self.path, todo="check features.json"
         )
 
+    @property
+    def home(self) -> str:
+        """Where a new camera goes, without `steps/`: "observation/", or "" where there is none.
+
+        A dataset whose pictures lie directly under `steps` has no dictionary of observations.
+        """
+        return _OBSERVATION if self._home()[1:] else ""
+
     def patched(self, additions: dict[str, dict], *, replace: bool = False) -> str:
-        """The text of features.json with features added under `steps/observation`.
+        """The text of features.json with features added under `steps/observation` (see `home`).
 
         Everything else keeps its order, its content and the file's own indentation.
 
@@ -149,23 +189,28 @@ class Features:
             replace: allow names that exist; they are replaced where they stand.
 
         Raises:
-            SourceError: a name exists (without `replace`), or there is no observation.
+            SourceError: a name exists (without `replace`), or `steps` is no dictionary.
         """
         tree = copy.deepcopy(self.tree)
         change = lambda node: self._add(node, additions, replace)
-        _edit(tree, (STEPS, "observation"), change, self.path)
+        _edit(tree, self._home(), change, self.path)
         return dump_like(self.text, self.tree, tree)
 
     def without(self, names: Collection[str]) -> dict:
-        """The tree without some features of `steps/observation` (to compare two trees by)."""
+        """The tree without some features of `home` (to compare two trees by)."""
         tree = copy.deepcopy(self.tree)
 
         def remove(node: dict) -> None:
             for name in names:
                 _children(node).pop(name, None)
 
-        _edit(tree, (STEPS, "observation"), remove, self.path)
+        _edit(tree, self._home(), remove, self.path)
         return tree
+
+    def _home(self) -> tuple[str, ...]:
+        inside = any(leaf.path[:2] == (STEPS, "observation") for leaf in self.leaves.values())
+        bare = f"{STEPS}/observation" in self.leaves  # one feature of that name, no dictionary
+        return (STEPS, "observation") if inside and not bare else (STEPS,)
 
     def _add(self, node: dict, additions: dict[str, dict], replace: bool) -> None:
         children = _children(node)
@@ -175,7 +220,7 @@ class Features:
                 raise SourceError(
                     "the dataset already has this feature",
                     file=self.path,
-                    key=f"observation/{name}",
+                    key=self.home + name,
                     todo="choose another --wrist-key, or say --replace to overwrite it",
                 )
             children[name] = _node(spec, legacy)
@@ -189,12 +234,16 @@ class Features:
             is_steps = path == (STEPS,)
             self._walk(body["feature"], path, per_step or is_steps, nested + (not is_steps))
         else:
+            shape = _shape(body.get("shape"))
+            encoding = body.get("encodingFormat") or body.get("encoding_format")
+            if kind != "Image":
+                encoding = encoding or body.get("encoding")
             leaf = Leaf(
                 path,
                 kind,
-                _shape(body.get("shape")),
+                shape or ((None, None, 3) if kind == "Image" else ()),
                 str(body.get("dtype") or ("uint8" if kind == "Image" else "")),
-                str(body.get("encodingFormat") or body.get("encoding_format") or ""),
+                "" if encoding in (None, "none", "NONE") else str(encoding).lower(),
                 per_step,
                 nested,
             )

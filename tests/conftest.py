@@ -207,8 +207,8 @@ def _numpy(tfds, row):
 def _tree(tfds, value):
     if isinstance(value, dict):
         return {key: _tree(tfds, item) for key, item in value.items()}
-    if hasattr(value, "as_numpy_iterator"):
-        return list(value.as_numpy_iterator())
+    if hasattr(value, "as_numpy_iterator"):  # a dataset, which may hold others
+        return [_tree(tfds, item) for item in value]
     if hasattr(value, "to_list"):  # a ragged tensor
         return value.to_list()
     return value.numpy()

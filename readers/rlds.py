@@ -279,8 +279,7 @@ class RldsDataset(Dataset):
     def _episode_numbers(self, raw, index, key: str | None, count: int) -> np.ndarray | None:
         if key is None:
             return None
-        flat = self._leaf(key).flat
-        values = self._get(raw, index, flat, index.numbers).astype(np.float64)
+        values = self._numbers(raw, index, self._leaf(key)).astype(np.float64)
         if len(values) != count:
             raise self.error(
                 raw, f"holds {len(values)} numbers, not {count}", key, "check the source"
@@ -292,7 +291,7 @@ class RldsDataset(Dataset):
         if numbers is None or not length:
             return None
         leaf = self._leaf(numbers.key)
-        values = self._get(raw, index, leaf.flat, index.numbers)
+        values = self._numbers(raw, index, leaf)
         if len(values) % length or len(values) // length < numbers.start + numbers.count:
             raise self.error(
                 raw, f"holds {len(values)} numbers for {length} steps", leaf.key, "check the source"
@@ -316,8 +315,8 @@ class RldsDataset(Dataset):
         for key in self.profile.language:
             flat = self._leaf(key).flat
             if flat in index:
-                for blob in self._get(raw, index, flat, index.blobs):
-                    if text := blob.decode("utf-8", "replace").strip():
+                for text in self._get(raw, index, flat, index.texts):
+                    if text := text.strip():
                         return text
         return ""
 
@@ -332,6 +331,10 @@ class RldsDataset(Dataset):
         leaf = self.features.find(key)
         assert leaf is not None, f"the profile was resolved, yet {key!r} is not in features.json"
         return leaf
+
+    def _numbers(self, raw, index: ExampleIndex, leaf: Leaf) -> np.ndarray:
+        read = lambda flat: index.numbers(flat, leaf.packing)
+        return self._get(raw, index, leaf.flat, read)
 
     def _get(self, raw, index: ExampleIndex, flat: str, read):
         try:

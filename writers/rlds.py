@@ -58,7 +58,7 @@ class RldsCopy(DatasetCopy):
         self._features = dataset.features.patched(
             {self.wrist_key: wrist, VALID: valid}, replace=self.replace
         )
-        prefix = f"{STEPS}/{_OBSERVATION}"
+        prefix = f"{STEPS}/{dataset.features.home}"
         self._flat = (prefix + self.wrist_key, prefix + VALID)
         self._counts = {split.name: len(split.shards) for split in self.splits}
         self._black = encode_jpeg(np.zeros((*self.size, 3), np.uint8), self.quality)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ import numpy as np
 from ..readers.dataset import Dataset, RawRecord, Shard, Split
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
-from .atomic import copy_atomic, fsync_dir, write_atomic
+from .atomic import copy_atomic, fsync_dir, sync_files, write_atomic
 
 VALID = "wrist_valid"
 LEFT_OUT, PLACEHOLDER = "left out", "placeholder"
@@ -246,16 +246,24 @@ def listed(raw: RawRecord, error: SourceError, what: str, count: int) -> dict:
     }
 
 
-def staged_files(staged: Path) -> dict[str, list]:
-    """{path below `staged`: [bytes, crc32c]} of every file in it, each brought to the disk."""
+def staged_files(staged: Path, known: Mapping[str, list] | None = None) -> dict[str, list]:
+    """{path below `staged`: [bytes, crc32c]} of every file in it, each brought to the disk.
+
+    Args:
+        known: what the writer knows already, from the bytes it had at hand; other files are read.
+    """
     found = {}
-    for path in sorted(path for path in staged.rglob("*") if path.is_file()):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        found[path.relative_to(staged).as_posix()] = [path.stat().st_size, file_crc(path)]
+    for folder, _, names in os.walk(staged):
+        below = os.path.relpath(folder, staged).replace(os.sep, "/")
+        for name in names:
+            relative = name if below == "." else f"{below}/{name}"
+            row = known.get(relative) if known else None
+            if row is None:
+                path = Path(folder, name)
+                row = [path.stat().st_size, file_crc(path)]
+            found[relative] = row
+    found = {name: found[name] for name in sorted(found)}
+    sync_files(staged, list(found))
     return found
 
 

@@ -43,6 +43,7 @@ FORMATS = (
         "zarr ReplayBuffer, a folder or a zip (data/, meta/episode_ends): diffusion_policy, UMI",
         "dataset.zarr.zip",
     ),
+    Format("calvin", "CALVIN (training/, validation/ with ep_start_end_ids.npy)", "task_D_D"),
 )
 
 

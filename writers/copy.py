@@ -363,7 +363,9 @@ def chosen_splits(
 def _apart(source: Path, folder: Path) -> None:
     """Refuse a copy that lies in its source, or the other way round."""
     a, b = source.resolve(), folder.resolve()
-    if a == b or a in b.parents or (b in a.parents and source.is_dir()):
+    # A dataset that is one file would be overwritten by a copy of its name beside it.
+    beside = b == a.parent and not source.is_dir()
+    if a == b or beside or a in b.parents or (b in a.parents and source.is_dir()):
         raise SourceError(
             "the copy would lie in the dataset that it copies",
             file=folder,

@@ -46,6 +46,7 @@ FORMATS = (
     Format("calvin", "CALVIN (training/, validation/ with ep_start_end_ids.npy)", "task_D_D"),
     Format("robomimic", "robomimic and LIBERO (HDF5 with data/demo_0/obs)", "can/ph/image.hdf5"),
     Format("aloha", "ACT / ALOHA (HDF5 with observations/images)", "aloha_mobile_wipe_wine"),
+    Format("lerobot", "LeRobot 2.0, 2.1 and 3.0 (meta/info.json)", "lerobot/droid_100"),
 )
 
 

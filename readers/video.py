@@ -47,7 +47,9 @@ class Video:
         with self._readable(), self._opened() as (container, stream):
             codec = stream.codec_context
             self.codec, self.size = codec.codec.canonical_name, (codec.height, codec.width)
+            # Everything is taken while the file is open: the library frees it when it closes.
             self.fps = Fraction(stream.average_rate or 0)
+            self._seconds = Fraction(stream.time_base or 1)
             if not all(0 < side <= _LARGEST for side in self.size):
                 raise SourceError(
                     f"declares pictures of {self.size[0]}x{self.size[1]}",
@@ -67,7 +69,6 @@ class Video:
                     keys.append((packet.pts, packet.dts if packet.dts is not None else packet.pts))
         self._shown = np.sort(np.asarray(shown, np.int64))
         self._keys = sorted(keys)
-        self._seconds = Fraction(stream.time_base or 1)
         self.frames = len(shown)
 
     def seconds(self, index: int) -> float:

@@ -188,14 +188,14 @@ class Comparison:
             names: of the two new features.
         """
         from ..readers.errors import SourceError
-        from ..readers.tfrecord import footer, header, read_frames
+        from ..readers.tfrecord import footer, header
 
         before = len(self.problems)
         entry = self._entry(old, new)
         bad = {item["record"]: item for item in (entry or {}).get("bad", [])}
         digest, size, count = hashlib.sha256(), 0, 0
         try:
-            frames = read_frames(new.path)
+            frames = self.copy.info.read_frames(new.path)
             full = next(s for s in self._source_split(old.split) if s.index == old.index)
             for raw in self.source.records(full):
                 index = raw.record.index

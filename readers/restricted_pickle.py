@@ -23,7 +23,19 @@ _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 _BUILTINS = {"complex": complex, "frozenset": frozenset, "set": set}
 # Opcodes that name something outside of the pickle in ways that plain data never needs.
 _REFUSED = frozenset(
-    "EXT1 EXT2 EXT4 INST OBJ NEWOBJ NEWOBJ_EX PERSID BINPERSID NEXT_BUFFER READONLY_BUFFER".split()
+    [
+        "EXT1",
+        "EXT2",
+        "EXT4",
+        "INST",
+        "OBJ",
+        "NEWOBJ",
+        "NEWOBJ_EX",
+        "PERSID",
+        "BINPERSID",
+        "NEXT_BUFFER",
+        "READONLY_BUFFER",
+    ]
 )
 _MEMO = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 _KINDS = "biufcSUO"

@@ -20,7 +20,6 @@ from .frames import Frames
 from .pictures import decode_stream, no_picture
 from .profiles import Camera, Numbers, Profile, find_profile, known, resolve
 from .tfds_folder import FEATURES, Info, find_folder, has_datasets, read_info
-from .tfrecord import read_frames
 
 _MILLIMETRES = np.float32(0.001)
 
@@ -74,7 +73,7 @@ class RldsDataset(Dataset):
         """
         seen = 0
         try:
-            for frame in read_frames(shard.path):
+            for frame in self.info.read_frames(shard.path):
                 place = Record(shard.split, shard.index, frame.index)
                 if frame.index >= shard.records:
                     yield _lost(

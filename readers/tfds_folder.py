@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import array_record_file, tfrecord
 from .dataset import Shard, Split
 from .errors import SourceError
 
@@ -23,6 +24,7 @@ class Info:
         name, version, config: of the builder (config is "" where there is none).
         templates: split -> the template of its file names.
         splits: the splits in their order.
+        file_format: of the shards: "tfrecord" or "array_record".
     """
 
     path: Path
@@ -33,13 +35,23 @@ class Info:
     config: str
     templates: dict[str, str]
     splits: list[Split]
+    file_format: str = "tfrecord"
+
+    def read_frames(self, path: Path) -> Iterator[tfrecord.Frame]:
+        """The records of a shard file; see readers/tfrecord.read_frames.
+
+        Raises:
+            SourceError: the file cannot be opened.
+        """
+        kind = array_record_file if self.file_format == array_record_file.KIND else tfrecord
+        return kind.read_frames(path)
 
     def shard_name(self, split: str, index: int, count: int) -> str:
         """The file name of shard `index` of `count`."""
         values = {
             "DATASET": self.name,
             "SPLIT": split,
-            "FILEFORMAT": "tfrecord",
+            "FILEFORMAT": self.file_format,
             "SHARD_INDEX": f"{index:05d}",
             "NUM_SHARDS": f"{count:05d}",
             "SHARD_X_OF_Y": f"{index:05d}-of-{count:05d}",
@@ -54,7 +66,7 @@ def read_info(folder: Path) -> Info:
     """Read dataset_info.json of a version folder.
 
     Raises:
-        SourceError: it is missing, damaged, or declares records that are not TFRecord files.
+        SourceError: it is missing, damaged, or declares records of another kind of file.
     """
     path = folder / INFO
     try:
@@ -74,14 +86,14 @@ def read_info(folder: Path) -> Info:
             todo="restore it from the source",
         ) from None
     kind = tree.get("fileFormat") or "tfrecord"
-    if kind != "tfrecord":
+    if kind not in ("tfrecord", array_record_file.KIND):
         raise SourceError(
             f"its records are {kind} files",
             file=path,
             todo="convert it with tensorflow-datasets' convert_format to tfrecord",
         )
     templates = {row["name"]: row.get("filepathTemplate") or TEMPLATE for row in declared}
-    info = Info(path, text, tree, name, version, tree.get("configName") or "", templates, [])
+    info = Info(path, text, tree, name, version, tree.get("configName") or "", templates, [], kind)
     for split, shards in lengths.items():
         files = [
             Shard(split, i, folder / info.shard_name(split, i, len(shards)), records)

@@ -23,7 +23,13 @@ def smooth_picture(rng: np.random.Generator, height: int = HEIGHT, width: int = 
 
 
 def build_dataset(
-    root: Path, name: str, version: str, features, episodes: dict[str, list], per_shard: int
+    root: Path,
+    name: str,
+    version: str,
+    features,
+    episodes: dict[str, list],
+    per_shard: int,
+    file_format: str = "tfrecord",
 ) -> Path:
     """Write a dataset with tensorflow-datasets; returns its version folder.
 
@@ -31,6 +37,7 @@ def build_dataset(
         features: a tfds FeaturesDict.
         episodes: split -> examples as tfds encodes them.
         per_shard: how many episodes a file holds.
+        file_format: of the shards: "tfrecord" or "array_record".
     """
     tfds = pytest.importorskip("tensorflow_datasets")
     folder = root / name / version
@@ -39,7 +46,9 @@ def build_dataset(
         name=name, version=tfds.core.Version(version), data_dir=str(folder), module_name=name
     )
     info = tfds.core.DatasetInfo(builder=identity, description="for tests", features=features)
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=per_shard)
+    writer = tfds.core.SequentialWriter(
+        info, max_examples_per_shard=per_shard, file_format=file_format
+    )
     writer.initialize_splits(list(episodes))
     for split, rows in episodes.items():
         writer.add_examples({split: rows})

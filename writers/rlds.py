@@ -7,8 +7,6 @@ features.json and dataset_info.json are patched, and everything else is copied.
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,11 @@ from ..readers.errors import SourceError
 from ..readers.features import STEPS, dump_like
 from ..readers.rlds import RldsDataset, RldsRecord
 from ..readers.tfds_folder import FEATURES, INFO
-from ..readers.tfrecord import OVERHEAD, extend_crc, footer, header
 from .copy import LEFT_OUT, PLACEHOLDER, VALID, DatasetCopy, Make, ShardResult, asked, listed
+from .record_files import open_sink
 from .splice import addition, encode_jpeg, without
 
 _OBSERVATION = "observation/"
-_BUFFER = 1 << 18  # small records are written several at a time
 
 
 class RldsCopy(DatasetCopy):
@@ -92,9 +89,8 @@ class RldsCopy(DatasetCopy):
         wanted = next(s for s in self.shards if (s.split, s.index) == (shard.split, shard.index))
         declared = self.dataset.shard(shard.split, shard.index)
         result = ShardResult(shard.split, shard.index)
-        digest, size, num_bytes = hashlib.sha256(), 0, 0
         name = self.shard_path(shard).name
-        with open(staged / name, "wb", buffering=_BUFFER) as file:
+        with open_sink(staged / name, self.dataset.info.file_format, shard.path) as sink:
             for raw in self.dataset.records(declared):
                 left = wanted.records - raw.record.index
                 if left <= 0:
@@ -112,19 +108,11 @@ class RldsCopy(DatasetCopy):
                     result.bad.append(listed(raw, made, PLACEHOLDER, 1))
                 extra = self._extra(raw, made, steps)
                 payload, crc = self._kept(raw)
-                length = len(payload) + len(extra)
-                head, tail = header(length), footer(extend_crc(crc, extra))
-                file.writelines((head, payload, extra, tail))
-                # The old bytes are in the crc of the tail, and are compared with the source by
-                # `verify`; hashing them too would cost more than reading and writing them.
-                digest.update(head + extra + tail)
-                size += OVERHEAD + length
-                num_bytes += length
-                result.records += 1
-            file.flush()
-            os.fsync(file.fileno())
-        result.files[name] = [size, None]  # every record has its own checksums
-        result.facts = {"num_bytes": num_bytes, "added_sha256": digest.hexdigest()}
+                sink.add(payload, crc, extra)
+        result.records = sink.records
+        # No crc32c of the file: every record has its own checksum.
+        result.files[name] = [(staged / name).stat().st_size, None]
+        result.facts = {"num_bytes": sink.num_bytes, "added_sha256": sink.added_sha256}
         return result
 
     def metadata(self, results: Sequence[ShardResult]) -> dict[str, bytes]:

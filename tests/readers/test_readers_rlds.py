@@ -371,8 +371,8 @@ def test_numbers_that_are_not_finite_mean_unknown(droid_folder):
         ("[]", "is not a dataset_info"),
         ('{"name": "droid_101", "version": "1.0.1", "splits": []}', "declares no records"),
         (
-            '{"name": "droid_101", "version": "1.0.1", "fileFormat": "array_record"}',
-            "its records are array_record files",
+            '{"name": "droid_101", "version": "1.0.1", "fileFormat": "parquet"}',
+            "its records are parquet files",
         ),
     ],
 )

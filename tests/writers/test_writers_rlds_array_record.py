@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from copying import write_copy
 from wristaugment.readers import open_dataset
 from wristaugment.readers.array_record_file import read_frames, writer_options
 from wristaugment.readers.episode import WristStream
@@ -40,13 +41,7 @@ def stream(dataset, raw) -> WristStream:
 def copied(source, out, **options):
     dataset = open_dataset(source, "droid")
     copy = RldsCopy(dataset, out, size=SIZE, description="synthetic", **options)
-    copy.folder.mkdir(parents=True)
-    results = [
-        copy.write_shard(shard, copy.shard_path(shard), lambda raw: stream(dataset, raw))
-        for shard in copy.shards
-    ]
-    copy.finish(results)
-    return copy, results
+    return copy, write_copy(copy, lambda raw: stream(dataset, raw))
 
 
 def payloads(folder):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from copying import write_copy
 from wristaugment.readers import open_dataset
 from wristaugment.readers.episode import WristStream
 from wristaugment.readers.errors import SourceError
@@ -49,11 +50,9 @@ def bare(tmp_path_factory, rlds_maker):
 def copied(source, out, **options):
     dataset = open_dataset(source, "bare", anchor_keys=["image"])
     copy = RldsCopy(dataset, out, size=(6, 8), description="synthetic", **options)
-    copy.folder.mkdir(parents=True)
     frames = np.stack([np.full((6, 8, 3), 40 + 20 * step, np.uint8) for step in range(T)])
     new = WristStream(frames, np.array([1, 0, 1], bool), np.ones(T, np.float32))
-    (shard,) = copy.shards
-    copy.finish([copy.write_shard(shard, copy.shard_path(shard), lambda raw: new)])
+    write_copy(copy, lambda raw: new)
     return copy.folder
 
 

@@ -228,6 +228,8 @@ def _finish(job, entries: list[dict]) -> dict:
     from .ledger import crash_point, to_json
     from .snippets import card
 
+    # What is made now and what the ledger has must not differ, not even in the order of keys.
+    entries = json.loads(to_json(entries))
     crash_point("finishing")
     job.copy.finish([ShardResult(**entry["result"]) for entry in entries])
     crash_point("finished")

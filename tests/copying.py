@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +38,14 @@ def publish(copy: DatasetCopy, shard, make: Make) -> ShardResult:
 
 def write_copy(copy: DatasetCopy, make: Make) -> list[ShardResult]:
     """The whole copy; returns its shards' results."""
-    results = write_shards(copy, make)
+    results = [stored(result) for result in write_shards(copy, make)]
     copy.finish(results)
     return results
+
+
+def stored(result: ShardResult) -> ShardResult:
+    """A result as the ledger gives it back."""
+    return ShardResult(**json.loads(json.dumps(asdict(result), sort_keys=True)))
 
 
 def picture(record, step: int, size: tuple[int, int]) -> np.ndarray:

@@ -28,6 +28,7 @@ class Kind:
         maker: module in writers/ with `create` ("": the corpus itself); options: what it is given.
         piece: finds, in a dataset, one file that holds data of a record (for damage).
         together: whether all episodes lie in that one file, and are lost with it.
+        declared: whether a file that is missing can be told from one that never was.
         wrist: the key under which its makers store a recorded wrist view.
     """
 
@@ -38,6 +39,7 @@ class Kind:
     wrist: str
     options: dict[str, Any] = field(default_factory=dict)
     together: bool = False
+    declared: bool = True
 
     def create(self, out: Path, *, wrist: bool = False) -> Path:
         """A dataset of this kind below `out`; returns what one gives as --data-dir."""
@@ -67,8 +69,22 @@ KINDS = (
         first("*.hdf5"),
         "obs/robot0_eye_in_hand_image",
     ),
-    Kind("libero", "robomimic", "libero_create", first("*.hdf5"), "obs/eye_in_hand_rgb"),
-    Kind("aloha", "aloha", "aloha_create", first("*.hdf5"), "observations/images/cam_right_wrist"),
+    Kind(
+        "libero",
+        "robomimic",
+        "libero_create",
+        first("*.hdf5"),
+        "obs/eye_in_hand_rgb",
+        declared=False,
+    ),
+    Kind(
+        "aloha",
+        "aloha",
+        "aloha_create",
+        first("*.hdf5"),
+        "observations/images/cam_right_wrist",
+        declared=False,
+    ),
     Kind("droid-raw", "droid_raw", "droid_raw_create", first("*.mp4"), ""),
     Kind(
         "zarr",
@@ -108,5 +124,6 @@ KINDS = (
         first("videos/**/*.mp4"),
         "observation.images.wrist",
         {"version": "v3.0"},
+        together=True,
     ),
 )

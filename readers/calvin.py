@@ -172,11 +172,9 @@ class CalvinDataset(Dataset):
         for number in raw.numbers.tolist():
             name = place.file_name(number)
             try:
-                with Npz(place.fast_path(number), whole=True) as archive:
+                with Npz(place.fast_path(number), soon=True) as archive:
                     directory = archive.check()
-                    members = directory.in_file_order()
-                    ends = [member.start for member in members[1:]] + [directory.start]
-                    for member, end in zip(members, ends, strict=True):
+                    for member, end in directory.places():
                         entry = directory.raw[member.at : member.at + member.entry]
                         # Its place in the file is no part of it.
                         plain = entry[:42] + bytes(4) + entry[46:]

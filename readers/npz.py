@@ -51,6 +51,7 @@ class Member:
         start: where its local header begins.
         method: 0 stored, 8 deflated. crc, size: of what is in it; packed: its bytes in the file.
         flags: the zip's. at: where its entry begins in the directory, and entry: its length there.
+        name_length: of `name` in bytes.
     """
 
     name: str
@@ -62,11 +63,17 @@ class Member:
     flags: int
     at: int
     entry: int
+    name_length: int
 
     @property
     def key(self) -> str:
         """As numpy.load calls it."""
         return self.name.removesuffix(SUFFIX)
+
+    @property
+    def is_array(self) -> bool:
+        """Whether numpy.load takes it for an array, and not for plain bytes."""
+        return self.name.endswith(SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,14 @@ class Directory:
 
     def find(self, key: str) -> Member | None:
         """The member of an array's key, or None."""
-        return next((m for m in self.members if m.key == key and m.name.endswith(SUFFIX)), None)
+        name = key + SUFFIX
+        return next((member for member in self.members if member.name == name), None)
 
-    def in_file_order(self) -> list[Member]:
-        """The members as they lie in the file."""
-        return sorted(self.members, key=lambda member: member.start)
+    def places(self) -> list[tuple[Member, int]]:
+        """(member, where what follows it begins), as they lie in the file."""
+        members = sorted(self.members, key=lambda member: member.start)
+        ends = [*(member.start for member in members[1:]), self.start]
+        return list(zip(members, ends, strict=True))
 
 
 class Npz:
@@ -98,20 +108,25 @@ class Npz:
 
     Args:
         path: the file.
-        whole: read all of it now, for a caller that needs all of it.
+        soon: all of it will be read soon; the disk is told to fetch it.
+
+    Attributes:
+        directory: what its end says.
 
     Raises:
         SourceError: there is no such file, or it is no archive that is understood.
     """
 
-    def __init__(self, path: Path | str, *, whole: bool = False):
+    def __init__(self, path: Path | str, *, soon: bool = False):
         self.path = path
         self._handle = open_regular(path)
         try:
             self.size = os.fstat(self._handle).st_size
             if self.size > MAX_FILE:
                 raise self.error(f"is {self.size} bytes long, which no frame is")
-            self._base = 0 if whole else max(0, self.size - _TAIL)
+            if soon:
+                os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_WILLNEED)
+            self._base = max(0, self.size - _TAIL)
             self._data = self._pread(self._base, self.size - self._base)
             self.directory = self._directory()
         except BaseException:
@@ -144,7 +159,7 @@ class Npz:
 
     def keys(self) -> list[str]:
         """The keys of its arrays, in the directory's order."""
-        return [m.key for m in self.directory.members if m.name.endswith(SUFFIX)]
+        return [m.key for m in self.directory.members if m.is_array]
 
     def array(self, key: str) -> np.ndarray:
         """An array of it; read-only.
@@ -193,9 +208,7 @@ class Npz:
         Raises:
             SourceError: something does not fit; it names the member.
         """
-        members = self.directory.in_file_order()
-        ends = [member.start for member in members[1:]] + [self.directory.start]
-        for member, end in zip(members, ends, strict=True):
+        for member, end in self.directory.places():
             if self._body(member) + member.packed > end:
                 raise self.error("overlaps what follows in the file", member.key)
         return self.directory
@@ -208,11 +221,11 @@ class Npz:
 
     def _body(self, member: Member) -> int:
         """Where a member's own bytes begin, once its local header has been checked."""
-        head = LOCAL.unpack(self.read(member.start, LOCAL.size))
-        magic, _, flags, method, _, _, crc, packed, size, name, extra = head
-        text = self.read(member.start + LOCAL.size, name) if magic == LOCAL_MAGIC else b""
+        raw = self.read(member.start, LOCAL.size + member.name_length)
+        magic, _, flags, method, _, _, crc, packed, size, name, extra = LOCAL.unpack_from(raw)
         same = (magic, flags, method) == (LOCAL_MAGIC, member.flags, member.method)
-        if not same or _decoded(text, flags) != member.name:
+        same = same and name == member.name_length
+        if not same or _decoded(raw[LOCAL.size :], flags) != member.name:
             raise self.error("is not where the archive's directory says", member.key)
         if not flags & _SIZES_FOLLOW:
             sizes = (packed, size)
@@ -271,7 +284,7 @@ class Npz:
             if magic != ENTRY_MAGIC or len(raw) - at < entry:
                 raise self.error("the archive's directory is damaged")
             text = _decoded(raw[at + ENTRY.size : at + ENTRY.size + name], flags)
-            member = Member(text, offset, method, crc, packed, size, flags, at, entry)
+            member = Member(text, offset, method, crc, packed, size, flags, at, entry, name)
             self._checked(member, start)
             found.append(member)
             at += entry
@@ -284,8 +297,7 @@ class Npz:
         return tuple(found)
 
     def _checked(self, member: Member, start: int) -> None:
-        name = member.name
-        if not name or name in (".", "..") or any(c in name for c in "/\\\0:"):
+        if not _plain(member.name):
             raise self.error("is no plain name, as an array of a frame has", member.key)
         if member.flags & _ENCRYPTED:
             raise self.error("is encrypted", member.key)
@@ -378,5 +390,12 @@ def _parsed_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ValueError("is no .npy array; its header cannot be understood") from None
 
 
+@lru_cache(maxsize=1024)
+def _plain(name: str) -> bool:
+    """Whether a name is that of a file alone."""
+    return bool(name) and name not in (".", "..") and not any(c in name for c in "/\\\0:")
+
+
+@lru_cache(maxsize=1024)
 def _decoded(name: bytes, flags: int) -> str:
     return name.decode("utf-8" if flags & 0x800 else "cp437", "replace")

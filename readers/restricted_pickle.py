@@ -22,21 +22,8 @@ _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 # The others have opcodes of their own, and bytes(10**12) would be called as one asks for it.
 _BUILTINS = {"complex": complex, "frozenset": frozenset, "set": set}
 # Opcodes that name something outside of the pickle in ways that plain data never needs.
-_REFUSED = frozenset(
-    [
-        "EXT1",
-        "EXT2",
-        "EXT4",
-        "INST",
-        "OBJ",
-        "NEWOBJ",
-        "NEWOBJ_EX",
-        "PERSID",
-        "BINPERSID",
-        "NEXT_BUFFER",
-        "READONLY_BUFFER",
-    ]
-)
+_EXTENSIONS = ("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER")
+_REFUSED = frozenset((*_EXTENSIONS, "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"))
 _MEMO = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 _KINDS = "biufcSUO"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -90,11 +91,11 @@ class Copy(DatasetCopy):
         result = ShardResult(shard.split, shard.index)
         written: dict[str, list] = {}
         for raw in self.dataset.records(self.dataset.shard(shard.split, shard.index)):
-            directories, error = self._checked(place, raw)
+            found, error = self._checked(place, raw)
             if error is not None and raw.error is None:
                 raw = dataclasses.replace(raw, error=error)
             stream = self.stream(raw, shard, make, len(raw.numbers), result)
-            self._write(place, raw, directories, stream, folder, written)
+            self._write(place, raw, found, stream, folder, written)
             result.records += 1
         where = folder.relative_to(staged).as_posix()
         below = "" if where == "." else f"{where}/"
@@ -130,21 +131,21 @@ class Copy(DatasetCopy):
     def _checked(
         self, place: SplitFolder, raw: CalvinRecord
     ) -> tuple[list[Directory | None], SourceError | None]:
-        """The directory of each frame, None where it cannot get new arrays, and the first why.
+        """The frames' directories, None where no array can be added, and the first reason why not.
 
-        All frames are looked at before any is written: a record with a damaged one gets black
-        frames throughout. Their bytes are read twice by that, but from the disk only once.
+        All are looked at before any is written: a record with a damaged one gets black frames
+        throughout. Only headers are read for that.
         """
         found: list[Directory | None] = []
         first = None
         for number in raw.numbers.tolist():
             try:
-                with Npz(place.fast_path(number), whole=True) as archive:
+                with Npz(place.fast_path(number), soon=True) as archive:
                     directory = archive.check()
                     for key in () if self.replace else self.new_keys:
                         if directory.find(key):
                             raise archive.error("the frame has this key, unlike the first", key)
-                found.append(directory)
+                    found.append(directory)
             except SourceError as error:
                 found.append(None)
                 first = first or SourceError(
@@ -160,7 +161,7 @@ class Copy(DatasetCopy):
         self,
         place: SplitFolder,
         raw: CalvinRecord,
-        directories: list[Directory | None],
+        found: list[Directory | None],
         stream: WristStream,
         folder: Path,
         written: dict[str, list],
@@ -170,19 +171,16 @@ class Copy(DatasetCopy):
         makers = [(maker, flags[name]) for name, maker in self._flags.items()]
         base = f"{folder}{os.sep}"
         for step, number in enumerate(raw.numbers.tolist()):
-            name, directory = place.file_name(number), directories[step]
+            name, directory = place.file_name(number), found[step]
             if directory is None:
                 # It is named in `bad` already; what cannot even be opened is not in the copy.
                 with contextlib.suppress(SourceError):
                     written[name] = _copied(place.path(number), folder / name)
                 continue
-            data = _bytes(place.fast_path(number))
-            if len(data) < directory.start:
-                raise OSError(f"{place.path(number)}: the file changed while it was copied")
+            body = _body(place.fast_path(number), directory)
             arrays = [(self._picture, frames[step])]
             arrays += [(maker, np.asarray(values[step])) for maker, values in makers]
-            pieces = appended(data, directory, arrays, drop)
-            written[name] = _written(base + name, pieces)
+            written[name] = _written(base + name, appended(body, directory, arrays, drop))
 
     def _space_name(self) -> str:
         """The name of the observation space's file; one that is there already stays as it is."""
@@ -207,26 +205,33 @@ class Copy(DatasetCopy):
         return (head + yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)).encode()
 
 
-def _bytes(path: str) -> bytes:
+def _body(path: str, directory: Directory) -> bytes:
+    """What stands before an archive's directory."""
     handle = open_regular(path)
     try:
-        size = os.fstat(handle).st_size
-        return os.pread(handle, size, 0)
+        body = os.pread(handle, directory.start, 0)
     finally:
         os.close(handle)
+    if len(body) != directory.start:
+        raise OSError(errno.EIO, "the file was changed while it was copied", path)
+    return body
 
 
-def _written(path: str, pieces: Sequence[bytes | memoryview]) -> list:
+def _written(path: str, pieces: Sequence[bytes]) -> list:
     """Write a file; [its bytes, its crc32c]. It is brought to the disk later, with its shard."""
-    data = b"".join(pieces)
+    size, crc = sum(map(len, pieces)), 0
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
-        done = os.write(handle, data)
-        while done < len(data):
-            done += os.write(handle, data[done:])
+        done = os.writev(handle, pieces)
+        if done < size:
+            rest = memoryview(b"".join(pieces))[done:]
+            while rest:
+                rest = rest[os.write(handle, rest) :]
     finally:
         os.close(handle)
-    return [len(data), google_crc32c.value(data)]
+    for piece in pieces:
+        crc = google_crc32c.extend(crc, piece)
+    return [size, crc]
 
 
 def _copied(source: Path, path: Path) -> list:

@@ -76,23 +76,24 @@ class NewArray:
 
 
 def appended(
-    data: bytes,
+    body: bytes,
     directory: Directory,
     arrays: Sequence[tuple[NewArray, np.ndarray]],
     drop: Collection[str] = (),
-) -> list[bytes | memoryview]:
+) -> list[bytes]:
     """An archive with new arrays, in pieces that are to be written one after another.
 
     Args:
-        data: the old archive. directory: of it, checked (`Npz.check`).
+        body: the old archive's bytes before its directory.
+        directory: the old archive's, checked (`Npz.check`).
         arrays: what is added, in this order; their keys are not in the archive, or in `drop`.
         drop: keys of arrays that are taken out.
     """
-    gone = {m.at for m in directory.members if m.key in drop and m.name.endswith(SUFFIX)}
+    gone = {member.at for member in directory.members if member.is_array and member.key in drop}
     if gone:
-        pieces, entries, offset = _without(data, directory, gone)
+        pieces, entries, offset = _without(body, directory, gone)
     else:
-        pieces: list[bytes | memoryview] = [memoryview(data)[: directory.start]]
+        pieces = [body]
         entries, offset = [directory.raw], directory.start
     for maker, array in arrays:
         member, entry = maker.member(array, offset)
@@ -107,19 +108,17 @@ def appended(
 
 
 def _without(
-    data: bytes, directory: Directory, gone: Collection[int]
-) -> tuple[list[bytes | memoryview], list[bytes], int]:
+    body: bytes, directory: Directory, gone: Collection[int]
+) -> tuple[list[bytes], list[bytes], int]:
     """(the members that stay, their directory entries with new places, where they end)."""
-    members = directory.in_file_order()
-    starts = [member.start for member in members]
-    view, moved = memoryview(data), {}
-    pieces: list[bytes | memoryview] = [view[: starts[0]]]
-    offset = starts[0]
-    for member, end in zip(members, [*starts[1:], directory.start], strict=True):
+    places, moved = directory.places(), {}
+    offset = places[0][0].start
+    pieces = [body[:offset]]
+    for member, end in places:
         if member.at in gone:
             continue
         moved[member.at] = offset
-        pieces.append(view[member.start : end])
+        pieces.append(body[member.start : end])
         offset += end - member.start
     entries = []
     for member in directory.members:

@@ -227,6 +227,8 @@ def _written(path: str, pieces: Sequence[bytes]) -> list:
             rest = memoryview(b"".join(pieces))[done:]
             while rest:
                 rest = rest[os.write(handle, rest) :]
+        # Let it go to the disk now, while the next ones are made, and not stay in the cache.
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)
     for piece in pieces:

@@ -19,7 +19,18 @@ from .dataset import RawRecord, Stream
 from .episode import Episode
 from .errors import SourceError
 from .frames import Frames
-from .hdf5 import MAX_CHUNK, glance, item, links, named, opened, unsound, walk
+from .hdf5 import (
+    MAX_CHUNK,
+    dataset_at,
+    glance,
+    group_at,
+    item,
+    links,
+    named,
+    opened,
+    unsound,
+    walk,
+)
 from .hdf5_dataset import Hdf5Dataset
 from .pictures import decode_stream
 from .profiles import Camera, Profile
@@ -27,6 +38,7 @@ from .profiles import Camera, Profile
 IMAGES = "observations/images"
 COMPRESS, LENGTHS = "compress", "compress_len"
 _CAMERAS = ("cam_high", "cam_low", "top", "angle", "front_close", "vis", "cam_front", "front")
+_PIXELS = 1 << 26  # no camera has more, and a few bytes could claim any number
 ALOHA = Profile(
     "aloha",
     aliases=("act", "mobile_aloha"),
@@ -51,13 +63,11 @@ class AlohaDataset(Hdf5Dataset):
 
     def timed(self, group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
         for part in ("action", "observations/qpos", "observations/qvel"):
-            found = item(group, part)
-            if isinstance(found, h5py.Dataset):
+            if (found := dataset_at(group, part)) is not None:
                 yield part, found
-        images = item(group, IMAGES)
-        for name in links(images) if isinstance(images, h5py.Group) else ():
-            found = item(images, name)
-            if isinstance(found, h5py.Dataset):
+        images = group_at(group, IMAGES)
+        for name in () if images is None else links(images):
+            if (found := dataset_at(images, name)) is not None:
                 yield f"{IMAGES}/{name}", found
 
     def stream_of(self, key: str, dataset: h5py.Dataset) -> Stream | None:
@@ -67,7 +77,7 @@ class AlohaDataset(Hdf5Dataset):
         if len(dataset):
             try:
                 height, width = _size(dataset)
-            except (OSError, ValueError, Image.DecompressionBombError):
+            except (OSError, ValueError):
                 return None
         return Stream(key, (height, width, 3), "uint8", "jpeg")
 
@@ -102,10 +112,10 @@ class AlohaDataset(Hdf5Dataset):
         # A row a camera: with a camera more, it has a row more, and else is what it was.
         path = self.file_of(raw.record)
         with opened(path) as file, named(file=path, record=raw.record.index, key=LENGTHS):
-            found = item(file, LENGTHS)
-            if not isinstance(found, h5py.Dataset) or found.ndim != 2 or unsound(found):
-                if found is not None:
-                    yield from walk(found, LENGTHS)
+            found = dataset_at(file, LENGTHS)
+            if found is None or found.ndim != 2 or unsound(found):
+                if (other := item(file, LENGTHS)) is not None:
+                    yield from walk(other, LENGTHS)
                 return
             yield LENGTHS, (found.dtype.str, found.shape[1])
             for row in range(found.shape[0]):
@@ -154,13 +164,25 @@ def padded(dataset: h5py.Dataset) -> bool:
 def _images(file: h5py.File) -> h5py.Group | None:
     """The group of the cameras, or None where a file is of another layout."""
     try:
-        found = item(file, IMAGES)
+        found = group_at(file, IMAGES)
     except ValueError:
         return None
-    return found if isinstance(found, h5py.Group) and links(found) else None
+    return found if found is not None and links(found) else None
 
 
 def _size(dataset: h5py.Dataset) -> tuple[int, int]:
-    """(height, width) of the first picture; its head alone is looked at."""
-    with Image.open(io.BytesIO(dataset[0].tobytes()), formats=("JPEG", "PNG")) as image:
-        return image.height, image.width
+    """(height, width) of the first picture; its head alone is looked at.
+
+    Raises:
+        ValueError: it is no picture, or one of an absurd size.
+    """
+    try:
+        with Image.open(io.BytesIO(dataset[0].tobytes()), formats=("JPEG", "PNG")) as image:
+            height, width = image.height, image.width
+    except Image.UnidentifiedImageError:
+        raise ValueError("the first picture is neither JPEG nor PNG") from None
+    except Image.DecompressionBombError:
+        raise ValueError("the first picture declares an absurd size") from None
+    if height * width > _PIXELS:
+        raise ValueError(f"the first picture declares {height}x{width} pixels")
+    return height, width

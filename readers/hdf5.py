@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,6 +177,18 @@ def item(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
     return at if isinstance(at, h5py.Group | h5py.Dataset) else None
 
 
+def group_at(group: h5py.Group, path: str) -> h5py.Group | None:
+    """The group at a path below `group` (at "": it), see `item`; None for anything else."""
+    found = item(group, path)
+    return found if isinstance(found, h5py.Group) else None
+
+
+def dataset_at(group: h5py.Group, path: str) -> h5py.Dataset | None:
+    """The dataset at a path below `group`, see `item`; None for anything else."""
+    found = item(group, path)
+    return found if isinstance(found, h5py.Dataset) else None
+
+
 def refuse_links(file: h5py.File, path: Path, root: Path) -> None:
     """Refuse a file with a link to a file outside `root`; none of the links is followed.
 
@@ -192,7 +204,11 @@ def refuse_links(file: h5py.File, path: Path, root: Path) -> None:
                 f"groups lie more than {_DEPTH} deep in each other",
                 file=path, key=where[:80], todo="this is no dataset; remove the file",
             )  # fmt: skip
-        for name, found in links(group).items():
+        try:
+            names = links(group)
+        except _ERRORS:
+            continue  # damaged; whoever reads this record will name it
+        for name, found in names.items():
             key = f"{where}/{name}".lstrip("/")
             if found.kind == "external":
                 target = (path.parent / found.file).resolve()
@@ -204,10 +220,16 @@ def refuse_links(file: h5py.File, path: Path, root: Path) -> None:
                         todo="remove the link, or copy what it leads to into this file",
                     )
             elif found.kind == "hard":
-                info = h5py.h5o.get_info(group.id, name.encode("utf-8", "surrogateescape"))
-                if info.type == h5py.h5o.TYPE_GROUP and info.addr not in seen:
-                    seen.add(info.addr)
-                    groups.append((group[name], key, depth + 1))
+                with contextlib.suppress(*_ERRORS):
+                    info = h5py.h5o.get_info(group.id, name.encode("utf-8", "surrogateescape"))
+                    if info.type == h5py.h5o.TYPE_GROUP and info.addr not in seen:
+                        seen.add(info.addr)
+                        groups.append((group[name], key, depth + 1))
+
+
+def address(thing: h5py.Group | h5py.Dataset) -> int:
+    """What tells two names of one object from two objects."""
+    return int(h5py.h5o.get_info(thing.id).addr)
 
 
 def elsewhere(dataset: h5py.Dataset) -> str | None:
@@ -271,23 +293,28 @@ def attributes(thing: h5py.Group | h5py.Dataset) -> tuple:
     return tuple(found)
 
 
-def walk(group: h5py.Group, name: str, skip=lambda path: False) -> Iterator[tuple[str, object]]:
-    """Everything at and below a group of a file, see Dataset.content.
+def walk(
+    group: h5py.Group | h5py.Dataset,
+    name: str,
+    skip=lambda path: False,
+    told: Mapping[int, str] | None = None,
+) -> Iterator[tuple[str, object]]:
+    """Everything at and below a group (or dataset) of a file, see Dataset.content.
 
     Args:
         name: the group's path, as the keys begin.
         skip: which paths (relative to the file, without a slash in front) are left out.
+        told: the addresses and names of what is told of elsewhere, should another name lead there.
     """
-    seen: dict[int, str] = {}
-    yield from _walk(group, name, skip, seen, 0)
+    yield from _walk(group, name, skip, dict(told or {}), 0)
 
 
 def _walk(thing, path: str, skip, seen: dict, depth: int) -> Iterator[tuple[str, object]]:
-    address = h5py.h5o.get_info(thing.id).addr
-    if address in seen:
-        yield path, ("the same as", seen[address])
+    place = address(thing)
+    if place in seen:
+        yield path, ("the same as", seen[place])
         return
-    seen[address] = path
+    seen[place] = path
     if isinstance(thing, h5py.Dataset):
         yield from _dataset(thing, path)
         return

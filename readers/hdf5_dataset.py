@@ -1,4 +1,4 @@
-"""What the datasets that are HDF5 files have in common: a shard is a file, a record a group in it."""
+"""What datasets of HDF5 files have in common: a shard is a file, a record is a group in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import h5py
 import numpy as np
@@ -15,7 +16,20 @@ from .dataset import Dataset, RawRecord, Shard, Split, Stream
 from .episode import Episode, Record, View
 from .errors import SourceError
 from .frames import Frames
-from .hdf5 import find_files, item, links, named, opened, read_rows, refuse_links, unsound, walk
+from .hdf5 import (
+    address,
+    dataset_at,
+    find_files,
+    group_at,
+    item,
+    links,
+    named,
+    opened,
+    read_rows,
+    refuse_links,
+    unsound,
+    walk,
+)
 from .pictures import no_picture
 from .profiles import Camera, Numbers, Profile
 
@@ -105,7 +119,8 @@ class Hdf5Dataset(Dataset):
         """The pictures of a stored stream while its file is open; None if it is none."""
         if self.stream_of(key, dataset) is None:
             return None
-        shape = (dataset.shape[0], *dataset.shape[1:])
+        count, height, width, channels = dataset.shape
+        shape = (count, height, width, channels)
         return Frames(shape, lambda steps: read_rows(dataset, steps), dataset.dtype)
 
     def upside_down(self, file: h5py.File) -> bool:
@@ -154,8 +169,8 @@ class Hdf5Dataset(Dataset):
         self.steps(raw)
         path = self.file_of(raw.record)
         with opened(path) as file, named(file=path, record=raw.record.index, key=name):
-            found = item(file, f"{raw.group}/{self.flag_group}/{name}")
-            if not isinstance(found, h5py.Dataset) or unsound(found) or found.ndim != 1:
+            found = dataset_at(self.group_of(file, raw), f"{self.flag_group}/{name}")
+            if found is None or unsound(found) or found.ndim != 1:
                 return None
             return found[()]
 
@@ -163,15 +178,18 @@ class Hdf5Dataset(Dataset):
         path = self.file_of(raw.record)
         where = {"file": path, "record": raw.record.index}
         with opened(path) as file, named(**where):
-            group = item(file, raw.group) if raw.group else file["/"]
-            if isinstance(group, h5py.Group):
-                yield from walk(group, raw.group, self.skipped)
+            yield from walk(self.group_of(file, raw), _path(raw), self.skipped)
 
     def shared_content(self, shard: Shard) -> Iterator[tuple[str, object]]:
         with opened(shard.path) as file, named(file=shard.path):
             own = set(self.groups(file) or ())
-            if "" not in own:
-                yield from walk(file["/"], "", own.__contains__)
+            if "" in own:
+                return
+            told = {}
+            for path in sorted(own):
+                if (group := link_free(file, path)) is not None:
+                    told[address(group)] = path
+            yield from walk(file["/"], "", own.__contains__, told)
 
     def skipped(self, path: str) -> bool:
         """Whether `content` leaves out a path, since it is told in another way."""
@@ -193,9 +211,8 @@ class Hdf5Dataset(Dataset):
         Raises:
             ValueError: it is not there.
         """
-        assert isinstance(raw, Hdf5Record)
-        found = item(file, raw.group) if raw.group else file["/"]
-        if not isinstance(found, h5py.Group):
+        found = group_at(file, _path(raw))
+        if found is None:
             raise ValueError("the record is no group")
         return found
 
@@ -222,12 +239,8 @@ class Hdf5Dataset(Dataset):
             return None
         path = self.file_of(raw.record)
         with opened(path) as file, named(file=path, record=raw.record.index, key=numbers.key):
-            found = item(self.group_of(file, raw), numbers.key)
-            if (
-                not isinstance(found, h5py.Dataset)
-                or unsound(found)
-                or found.dtype.kind not in "fiu"
-            ):
+            found = dataset_at(self.group_of(file, raw), numbers.key)
+            if found is None or unsound(found) or found.dtype.kind not in "fiu":
                 return None
             table = np.asarray(found[()], np.float64)
         if len(table) != self.steps(raw) or table.size == 0:
@@ -244,13 +257,14 @@ class Hdf5Dataset(Dataset):
         with opened(path) as file:
             flip = self.upside_down(file)
         if flip:
-            return View(key, Frames(stored.shape, lambda steps: stored[steps][:, ::-1]))
-        return View(key, stored)
+            kept, (count, height, width, _) = stored, stored.shape
+            stored = Frames((count, height, width, 3), lambda steps: kept[steps][:, ::-1])
+        return View(key, cast(np.ndarray, stored))
 
     def _decoded(self, file, raw, key: str, where: dict) -> tuple:
         """(shape, dtype, pictures) of a stored stream while its file is open."""
-        found = item(self.group_of(file, raw), key)
-        if isinstance(found, h5py.Dataset):
+        found = dataset_at(self.group_of(file, raw), key)
+        if found is not None:
             if reason := unsound(found):
                 raise SourceError(reason, **where, todo="check the source")
             if (pictures := self.decoded(file, found, key)) is not None:
@@ -291,8 +305,8 @@ class Hdf5Dataset(Dataset):
         where = {"file": shard.path, "record": index}
         try:
             with named(**where, key=path or None):
-                group = item(file, path) if path else file["/"]
-            if not isinstance(group, h5py.Group):
+                group = group_at(file, path)
+            if group is None:
                 raise SourceError("is no group", **where, key=path, todo="check the source")
         except SourceError as error:
             return Hdf5Record(place, error, 1, path)
@@ -344,12 +358,12 @@ class Hdf5Dataset(Dataset):
                 if raw.error is not None:
                     continue
                 with opened(shard.path) as file, named(file=shard.path):
-                    group = item(self.group_of(file, raw), self.pictures)
+                    group = group_at(self.group_of(file, raw), self.pictures)
                     found = []
-                    for name in links(group) if isinstance(group, h5py.Group) else ():
-                        dataset = item(group, name)
+                    for name in () if group is None else links(group):
+                        dataset = dataset_at(group, name)
                         key = f"{self.pictures}/{name}"
-                        if isinstance(dataset, h5py.Dataset) and not unsound(dataset):
+                        if dataset is not None and not unsound(dataset):
                             found.append(self.stream_of(key, dataset))
                             if SYNTHETIC in dataset.attrs:
                                 self._synthetic.add(key)
@@ -400,6 +414,19 @@ class Hdf5Dataset(Dataset):
         words = ("eye_in_hand", "wrist", "hand", "gripper")
         keys = [s.key for s in self._streams if not s.depth and s.key not in self._synthetic]
         return [key for word in words for key in keys if word in key]
+
+
+def link_free(file: h5py.File, path: str) -> h5py.Group | None:
+    """The group at a path, None also where the path leads into another file."""
+    try:
+        return group_at(file, path)
+    except ValueError:
+        return None
+
+
+def _path(raw: RawRecord) -> str:
+    assert isinstance(raw, Hdf5Record)
+    return raw.group
 
 
 def _sample(length: int) -> np.ndarray:

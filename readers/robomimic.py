@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from .dataset import RawRecord
 from .episode import Episode
 from .errors import SourceError
-from .hdf5 import glance, item, links, named, natural, opened
+from .hdf5 import dataset_at, glance, group_at, item, links, named, natural, opened
 from .hdf5_dataset import Hdf5Dataset
 from .profiles import Camera, Numbers, Profile
 
@@ -30,14 +30,13 @@ class _Flavour:
     """What a profile says beside the names of its cameras.
 
     Attributes:
-        rotation: the end effector's orientation, and how it is written.
-        gripper: the places of the two fingers.
+        rotation: the end effector's orientation.
+        quaternion: whether it is one (xyzw), or else an axis times an angle.
         upside_down: how pictures are stored where the file does not say.
     """
 
     rotation: Numbers
     quaternion: bool
-    gripper: Numbers
     upside_down: bool
 
 
@@ -66,12 +65,12 @@ LIBERO = Profile(
     gripper=Numbers(f"{OBS}/gripper_states", 0, 2),
     language=("problem_info",),
 )  # fmt: skip
+# robomimic turns what robosuite renders before it stores it; LIBERO does not.
 _FLAVOURS = {
-    # robomimic turns what robosuite renders before it stores it; LIBERO does not.
     "robomimic": _Flavour(
-        Numbers(f"{OBS}/robot0_eef_quat", 0, 4), True, ROBOMIMIC.gripper, upside_down=False
+        Numbers(f"{OBS}/robot0_eef_quat", 0, 4), quaternion=True, upside_down=False
     ),
-    "libero": _Flavour(Numbers(f"{OBS}/ee_ori", 0, 3), False, LIBERO.gripper, upside_down=True),
+    "libero": _Flavour(Numbers(f"{OBS}/ee_ori", 0, 3), quaternion=False, upside_down=True),
 }
 
 
@@ -94,18 +93,16 @@ class RobomimicDataset(Hdf5Dataset):
 
     def timed(self, group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
         for part in ("actions", "rewards", "dones"):
-            found = item(group, part)
-            if isinstance(found, h5py.Dataset):
+            if (found := dataset_at(group, part)) is not None:
                 yield part, found
         for part in (OBS, NEXT):
-            below = item(group, part)
-            if below is None and part == NEXT:
+            if part == NEXT and item(group, part) is None:
                 continue
-            if not isinstance(below, h5py.Group):
+            below = group_at(group, part)
+            if below is None:
                 raise ValueError(f"has no group {part!r}")
             for name in links(below):
-                found = item(below, name)
-                if isinstance(found, h5py.Dataset):
+                if (found := dataset_at(below, name)) is not None:
                     yield f"{part}/{name}", found
 
     def declared_steps(self, group: h5py.Group) -> int | None:
@@ -180,7 +177,7 @@ class RobomimicDataset(Hdf5Dataset):
         return pose
 
     def _gripper(self, raw: RawRecord) -> np.ndarray | None:
-        fingers = self.rows(raw, self._flavour.gripper)
+        fingers = self.rows(raw, self.profile.gripper)
         if fingers is None or np.abs(fingers).max() > 1.25 * _FINGERS:
             return None  # of another hand than the Panda's
         return 1.0 - np.clip(np.abs(fingers).sum(1) / (2 * _FINGERS), 0.0, 1.0)
@@ -224,7 +221,8 @@ def recognise(path: Path) -> bool:
                 if _data(opened_file) is not None:
                     return True
         except (SourceError, OSError):
-            continue
+            if path.is_file():
+                return True  # so that opening it says what is wrong with it
     return False
 
 
@@ -253,8 +251,8 @@ def open_source(
 def _data(file: h5py.File) -> h5py.Group | None:
     """The group of the demos, or None where a file is of another layout."""
     try:
-        found = item(file, DATA)
-        if not isinstance(found, h5py.Group):
+        found = group_at(file, DATA)
+        if found is None:
             return None
         first = next((name for name in links(found) if name.startswith("demo")), None)
     except ValueError:

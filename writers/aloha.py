@@ -10,7 +10,7 @@ import numpy as np
 
 from ..readers.aloha import COMPRESS, LENGTHS, AlohaDataset, padded
 from ..readers.episode import WristStream
-from ..readers.hdf5 import item, unsound
+from ..readers.hdf5 import dataset_at, unsound
 from .hdf5 import Extension, write_frames
 from .hdf5_copy import Hdf5Copy
 from .splice import encode_jpeg
@@ -29,10 +29,10 @@ class Copy(Hdf5Copy):
         Its rows are in the order of the cameras as they were recorded, which is not told: the
         row is known by its numbers.
         """
-        old, table = item(group, self.stream_key), item(group, LENGTHS)
-        if not isinstance(old, h5py.Dataset):
+        old, table = dataset_at(group, self.stream_key), dataset_at(group, LENGTHS)
+        if old is None:
             return None
-        if not isinstance(table, h5py.Dataset) or not padded(old) or unsound(old):
+        if table is None or not padded(old) or unsound(old):
             return -1
         lengths = [len(old[step].tobytes().rstrip(b"\0")) for step in range(len(old))]
         rows = () if unsound(table) or table.ndim != 2 else table[()]
@@ -64,7 +64,7 @@ class Copy(Hdf5Copy):
         like: h5py.Dataset | None,
     ) -> list[int]:
         """Add the pictures as JPEGs, padded with zeros to the longest; returns their lengths."""
-        folder = Path(extension.file.filename).parent
+        folder = str(Path(extension.file.filename).parent)
         lengths: list[int] = []
         # The longest JPEG decides the width, so all are made before the first is written.
         with tempfile.SpooledTemporaryFile(_SPOOL, dir=folder) as spool:
@@ -94,8 +94,8 @@ class Copy(Hdf5Copy):
         The new row is the last. Loaders walk its rows beside the cameras in the order of their
         names, so there must be as many; none uses the values, since a decoder stops by itself.
         """
-        table = item(group, LENGTHS)
-        if not isinstance(table, h5py.Dataset) or unsound(table) or table.ndim != 2:
+        table = dataset_at(group, LENGTHS)
+        if table is None or unsound(table) or table.ndim != 2:
             return
         rows = table[()]
         if rows.shape[1] != len(lengths):

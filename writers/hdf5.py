@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from ..readers.hdf5 import address
 from ..readers.hdf5_dataset import SYNTHETIC
 from .atomic import copy_bytes
 
@@ -90,7 +91,7 @@ class Extension:
         group[name] = new
 
     def _note(self, group: h5py.Group) -> None:
-        self.changed.add(int(h5py.h5o.get_info(group.id).addr))
+        self.changed.add(address(group))
 
 
 @contextlib.contextmanager
@@ -110,7 +111,7 @@ def extended(source: Path, path: Path) -> Iterator[Extension]:
         base = file.userblock_size
         extension = Extension(file)
         yield extension
-    _restore_times(source, path, sorted(base + address for address in extension.changed))
+    _restore_times(source, path, sorted(base + place for place in extension.changed))
 
 
 def write_frames(
@@ -158,24 +159,24 @@ def _same_filters(old: h5py.h5p.PropDCID, new: h5py.h5p.PropDCID) -> None:
 def _restore_times(source: Path, path: Path, addresses: Sequence[int]) -> None:
     """Give object headers of HDF5's second spelling the times that they have in the source."""
     with open(source, "rb") as old, open(path, "r+b") as new:
-        for address in addresses:
-            old.seek(address)
+        for place in addresses:
+            old.seek(place)
             head = old.read(22)
             if head[:4] != _V2 or not head[5] & _TIMES:
                 continue  # the first spelling has no times in its header
-            new.seek(address)
+            new.seek(place)
             now = bytearray(new.read(22 + 4 + 8))
             flags = now[5]
             at = 22 + (4 if flags & _PHASES else 0)
             width = 1 << (flags & 3)
             size = int.from_bytes(now[at : at + width], "little")
-            new.seek(address)
+            new.seek(place)
             header = bytearray(new.read(at + width + size))
             stored = new.read(4)
             if header[:4] != _V2 or struct.pack("<I", lookup3(bytes(header))) != stored:
-                raise ValueError(f"{path}: no object header where one was, at {address}")
+                raise ValueError(f"{path}: no object header where one was, at {place}")
             header[6:22] = head[6:22]
-            new.seek(address)
+            new.seek(place)
             new.write(header + struct.pack("<I", lookup3(bytes(header))))
 
 

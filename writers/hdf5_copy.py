@@ -13,7 +13,7 @@ import numpy as np
 from ..readers.dataset import RawRecord, Shard
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
-from ..readers.hdf5 import item, link, named, opened, unsound
+from ..readers.hdf5 import dataset_at, group_at, link, named, opened, unsound
 from ..readers.hdf5_dataset import Hdf5Dataset, Hdf5Record
 from .copy import (
     LEFT_OUT,
@@ -62,8 +62,8 @@ class Hdf5Copy(DatasetCopy):
 
     def flag_groups(self, group: h5py.Group) -> list[h5py.Group]:
         """The groups of a record that get flags: those of now, and those of the next step."""
-        found = item(group, self.dataset.flag_group)
-        return [found] if isinstance(found, h5py.Group) else []
+        found = group_at(group, self.dataset.flag_group)
+        return [] if found is None else [found]
 
     def names(self, wrist_key: str) -> tuple[str, str]:
         key = self.dataset.full_key(wrist_key)
@@ -98,10 +98,10 @@ class Hdf5Copy(DatasetCopy):
         cameras = [camera.key for camera in self.dataset.profile.anchors]
         for key in (*cameras, *(stream.key for stream in self.dataset.streams())):
             try:
-                found = item(group, key)
+                found = dataset_at(group, key)
             except ValueError:
                 continue
-            if isinstance(found, h5py.Dataset) and not unsound(found):
+            if found is not None and not unsound(found):
                 return found
         return None
 
@@ -115,9 +115,7 @@ class Hdf5Copy(DatasetCopy):
             if raw.length is None:
                 raise raw.error or SourceError("has no steps", **where, todo="check the source")
             with named(**where, key=self.stream_key):
-                group = item(extension.file, raw.group) if raw.group else extension.file["/"]
-                if not isinstance(group, h5py.Group):
-                    raise ValueError("there is no group for it")
+                group = self.dataset.group_of(extension.file, raw)
                 replaced = self.look_back(group)
                 self._make_room(extension, group, where)
         except SourceError as error:
@@ -160,8 +158,8 @@ class Hdf5Copy(DatasetCopy):
         Raises:
             ValueError: the record has no place for cameras.
         """
-        found = item(group, self.dataset.pictures)
-        if not isinstance(found, h5py.Group):
+        found = group_at(group, self.dataset.pictures)
+        if found is None:
             raise ValueError("there is no group for it")
         return [found]
 
@@ -182,5 +180,5 @@ class Hdf5Copy(DatasetCopy):
 def _there(group: h5py.Group, key: str) -> bool:
     """Whether a record has something at a key, be it a link that leads nowhere."""
     parent, _, name = key.rpartition("/")
-    found = item(group, parent)
-    return isinstance(found, h5py.Group) and link(found, name) is not None
+    found = group_at(group, parent)
+    return found is not None and link(found, name) is not None

@@ -1,4 +1,4 @@
-"""The augmented copy of robomimic's and LIBERO's files: obs/<key>, and next_obs/<key> where it is."""
+"""The augmented copy of robomimic's and LIBERO's files: obs/<key>, and next_obs/<key> if any."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 
 from ..readers.episode import WristStream
-from ..readers.hdf5 import item
+from ..readers.hdf5 import group_at
 from ..readers.robomimic import NEXT, RobomimicDataset
 from .hdf5 import Extension, write_frames
 from .hdf5_copy import Hdf5Copy
@@ -18,9 +18,9 @@ class Copy(Hdf5Copy):
     dataset: RobomimicDataset
 
     def stream_groups(self, group: h5py.Group) -> list[h5py.Group]:
-        following = item(group, NEXT)
+        following = group_at(group, NEXT)
         groups = super().stream_groups(group)
-        return [*groups, following] if isinstance(following, h5py.Group) else groups
+        return groups if following is None else [*groups, following]
 
     def flag_groups(self, group: h5py.Group) -> list[h5py.Group]:
         return self.stream_groups(group)

@@ -357,6 +357,8 @@ class LeRobotDataset(Dataset):
         with damage(record.span.path, raw.record.index):
             yield "schema", pq.read_schema(record.span.path).serialize().to_pybytes()
         for part in self._tables.parts(record.span, None, raw.record.index, _ROWS):
+            # Taken, and no slice: a slice would carry along what lies beside it.
+            part = part.take(np.arange(part.num_rows))
             for name in part.column_names:
                 column = part.select([name])
                 sink = pa.BufferOutputStream()

@@ -285,8 +285,6 @@ class Meta:
     def _template(self, key: str, without: set[str]) -> str:
         """A path template of info.json, which may use the format's own fields and nothing else."""
         template = self._get(key, str, bool)
-        if key == "video_path" and "{video_key}" not in template:
-            raise self.error(f"{_short(template)} does not tell the cameras apart", key)
         try:
             parts = list(string.Formatter().parse(template))
         except ValueError:
@@ -298,6 +296,8 @@ class Meta:
         path = Path(template)
         if path.is_absolute() or ".." in path.parts or "\0" in template or "\\" in template:
             raise self.error(f"{_short(template)} leads out of the dataset", key)
+        if key == "video_path" and "{video_key}" not in template:
+            raise self.error(f"{_short(template)} does not tell the cameras apart", key)
         return template
 
     def _check_links(self) -> None:

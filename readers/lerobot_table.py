@@ -16,6 +16,7 @@ from .errors import SourceError
 from .lerobot_meta import EpisodeRow, Meta, damage
 
 _OPEN = 4  # files whose index is kept
+_BUFFER = 1 << 20
 _TODO = "fetch this file again"
 
 
@@ -75,7 +76,8 @@ class Tables:
         self, span: Span, columns: list[str] | None, record: int, rows: int
     ) -> Iterator[pa.Table]:
         """As `read`, at most so many rows at a time; `columns` None reads all."""
-        with damage(span.path, record), pq.ParquetFile(span.path) as file:
+        # Buffered, so that a column of gigabytes (pictures in one row group) is never in memory.
+        with damage(span.path, record), pq.ParquetFile(span.path, buffer_size=_BUFFER) as file:
             for name in columns or ():
                 if name not in file.schema_arrow.names:
                     raise SourceError(

@@ -1,9 +1,10 @@
 """What lerobot's own class makes of a dataset, as JSON; run in an environment that has lerobot.
 
-    python lerobot.py read FOLDER        reads every step
-    python lerobot.py make FOLDER        writes a dataset, cameras as videos (or --images)
+    python lerobot.py read FOLDER ...         reads every step of each
+    python lerobot.py make VIDEOS IMAGES      writes two datasets, cameras as videos and as images
 
-The same script serves both versions: what it runs in decides.
+The same script serves both versions: what it runs in decides. Several at once, since loading
+lerobot takes longer than all the rest.
 """
 
 import argparse
@@ -118,10 +119,12 @@ def make(folder, images):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("read", "make"))
-    parser.add_argument("folder")
-    parser.add_argument("--images", action="store_true")
+    parser.add_argument("folders", nargs="+")
     args = parser.parse_args()
-    found = read(args.folder) if args.what == "read" else make(args.folder, args.images)
+    if args.what == "read":
+        found = [read(folder) for folder in args.folders]
+    else:
+        found = [make(folder, bool(images)) for images, folder in enumerate(args.folders)]
     print(json.dumps(found))
 
 

@@ -123,7 +123,7 @@ def test_cameras_are_chosen_by_name(source):
     chosen = open_source(source, anchor_keys=["exterior_2_left", BACK]).profile.anchors
     assert [c.key for c in chosen] == [BACK] and chosen[0].extrinsics
     assert open_source(source, plain=True).profile.anchors == ()
-    with pytest.raises(SourceError, match="'kitchen'.*--dataset droid_sim.*droid_100"):
+    with pytest.raises(SourceError, match=r"'kitchen'.*--dataset droid_sim.*droid_100"):
         open_source(source, "kitchen")
     with pytest.raises(SourceError, match=f"no such camera.*{FRONT}"):
         open_source(source, anchor_keys=["nope"])

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import re
+import struct
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +29,7 @@ V2, V3 = 2, 3
 IMAGE_CODEC = "imagecodecs_"
 _HARMFUL = re.compile(r"(^|\.)(pickle|dill|cloudpickle)$")
 _TEXTS = re.compile(r"^(vlen-|json2$|msgpack2$)")
+_FETCH = "fetch this file again; the episode is left without a wrist view"
 _SLACK = 1 << 16  # bytes that a codec's headers may add to a chunk that does not compress
 
 
@@ -183,7 +185,7 @@ class Array:
                     self.meta.name,
                     f"chunk {self.meta.chunk(*index)} cannot be decoded "
                     f"({type(found).__name__}: {found})",
-                    "fetch this file again; the episode is left without a wrist view",
+                    _FETCH,
                 )
         return _wrong(self.store, self.meta.name, f"cannot be read ({error})")
 
@@ -210,13 +212,8 @@ class _OneArray(ZarrStore):
             data = self._source.read(f"{self._meta.name}/{key}", 2 * self._limit + _SLACK)
             if data is None:
                 return None
-            declared = _declared(self._meta.codecs, data)
-            if declared is not None and declared > self._limit:
-                raise _wrong(
-                    self._source,
-                    self._meta.name,
-                    f"chunk {key} says that it unpacks to {declared} bytes, not {self._limit}",
-                )
+            if found := _header_lies(self._meta.codecs, data, self._limit):
+                raise _wrong(self._source, self._meta.name, f"chunk {key} {found}", _FETCH)
         buffer = (prototype or default_buffer_prototype()).buffer.from_bytes(data)
         if byte_range is None:
             return buffer
@@ -372,19 +369,28 @@ def _check(store: Store, meta: ArrayMeta) -> None:
         )
 
 
-def _declared(codecs: tuple[str, ...], data: bytes) -> int | None:
-    """How many bytes a compressed chunk says that it holds, where its header tells."""
-    last = codecs[-1] if codecs else ""
-    if last == "blosc" and len(data) >= 16:
-        return int.from_bytes(data[4:8], "little")
-    if last == "lz4" and len(data) >= 4:
-        return int.from_bytes(data[:4], "little")
-    if last == "zstd" and len(data) >= 18 and data[:4] == b"\x28\xb5\x2f\xfd":
+def _header_lies(codecs: tuple[str, ...], data: bytes, limit: int) -> str | None:
+    """What is wrong with the sizes that a compressed chunk begins with, where it tells them.
+
+    Decoders trust them: Blosc reads past the end of a chunk that was cut short, and others
+    allocate whatever is asked for.
+    """
+    last, size = codecs[-1] if codecs else "", None
+    if last == "blosc":
+        if len(data) < 16:
+            return f"has {len(data)} bytes, fewer than its header"
+        size, length = struct.unpack("<4xI4xI", data[:16])
+        if length != len(data):
+            return f"has {len(data)} bytes, and its header says {length}"
+    elif last == "lz4" and len(data) >= 4:
+        size = int.from_bytes(data[:4], "little")
+    elif last == "zstd" and len(data) >= 18 and data[:4] == b"\x28\xb5\x2f\xfd":
         single, width = data[4] & 0x20, (0, 2, 4, 8)[data[4] >> 6]
         width = 1 if single and not width else width
         start = 5 + (not single) + (0, 1, 2, 4)[data[4] & 3]
         size = int.from_bytes(data[start : start + width], "little") + 256 * (width == 2)
-        return size if width else None
+    if size is not None and size > limit:
+        return f"says that it unpacks to {size} bytes, not {limit}"
     return None
 
 

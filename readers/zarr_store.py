@@ -150,9 +150,9 @@ class ZipStore(Store):
         self._check()
 
     def _check(self) -> None:
-        spans = sorted((info.header_offset, info) for info in self.zip.infolist())
-        ends = [offset for offset, _ in spans[1:]] + [self.zip.start_dir]
-        for (offset, info), end in zip(spans, ends, strict=True):
+        infos = sorted(self.zip.infolist(), key=lambda info: info.header_offset)
+        ends = [info.header_offset for info in infos[1:]] + [self.zip.start_dir]
+        for info, end in zip(infos, ends, strict=True):
             parts = PurePosixPath(info.filename).parts
             wrong = None
             if info.filename.startswith(("/", "\\")) or ".." in parts or "\\" in info.filename:
@@ -161,7 +161,7 @@ class ZipStore(Store):
                 wrong = "a member is encrypted"
             elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 wrong = "a member is neither stored nor deflated"
-            elif end - offset < _HEADER + info.compress_size:
+            elif end - info.header_offset < _HEADER + info.compress_size:
                 wrong = "members overlap, or lie outside of the file"
             if wrong:
                 raise SourceError(

@@ -140,13 +140,19 @@ class Copy(DatasetCopy):
         changed = copy.deepcopy(tree)
         entries = consolidated(changed)
         assert entries is not None
-        orders = (str, _by_depth)
-        order = next((o for o in orders if list(entries) == sorted(entries, key=o)), None)
         kept = {k: v for k, v in entries.items() if self._kept(f"{folder}{k}")}
-        kept.update({key.removeprefix(folder): value for key, value in new.items()})
-        keys = sorted(kept, key=order) if order else list(kept)
+        new = {key.removeprefix(folder): value for key, value in new.items()}
+        keys = list(kept)
+        if keys == sorted(keys):
+            keys = sorted({*kept, *new})
+        else:
+            # zarr 3 loses entries of one group that do not stand together.
+            group = _group(next(iter(new), ""))
+            ends = [at for at, key in enumerate(keys, 1) if _group(key) == group]
+            at = max(ends, default=len(keys))
+            keys[at:at] = [key for key in new if key not in kept]
         entries.clear()
-        entries.update({key: kept[key] for key in keys})
+        entries.update({key: new.get(key, kept.get(key)) for key in keys})
         return changed
 
     def _kept(self, key: str) -> bool:
@@ -213,6 +219,7 @@ class Copy(DatasetCopy):
                 sink.write(key, data)
 
 
-def _by_depth(key: str) -> tuple[int, str]:
-    """zarr 3's order of consolidated metadata."""
-    return key.count("/"), key
+def _group(key: str) -> str | None:
+    """The group that an entry's array (or group) lies in; None of the root's own."""
+    node = re.sub(r"(^|/)\.z[a-z]+$", "", key)
+    return node.rpartition("/")[0] if node else None

@@ -143,8 +143,8 @@ class NewArray:
         buffer = default_buffer_prototype().buffer
         self._pieces[self._meta.file] = buffer.from_bytes(self._text().encode())
         # Black frames are written too: zarr 2 does so, and a chunk that is not there is a damage.
-        with zarr.config.set({"array.write_empty_chunks": True}):  # heard when it is opened
-            return zarr.open_array(MemoryStore(self._pieces), mode="r+")
+        array = zarr.open_array(MemoryStore(self._pieces), mode="r+")
+        return array.with_config({"write_empty_chunks": True})
 
     def _compressor(self, old: dict | None) -> dict | None:
         # The codecs of pictures hold nothing else.

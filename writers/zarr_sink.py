@@ -6,6 +6,7 @@ longest runs there are: nothing is unpacked, and a store of gigabytes costs what
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import zipfile
@@ -35,10 +36,10 @@ class ZipSink:
 
     def __exit__(self, kind, *rest) -> None:
         try:
-            if kind is None:
+            with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
                 self._zip.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
+            self._file.flush()
+            os.fsync(self._file.fileno())
         finally:
             self._file.close()
 

@@ -3,78 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from .errors import SourceError
 from .features import Features, Leaf
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A camera stream and what is known of it; keys without the leading `steps/`.
-
-    Attributes:
-        key: its pictures.
-        extrinsics: 6 numbers per episode: the camera's pose in the robot base, xyz in metres and
-            extrinsic "xyz" euler angles in radians.
-        intrinsics: 4 numbers per episode: fx, fy, cx, cy in pixels of the stored pictures.
-        depth: 16-bit images in millimetres along the optical axis, 0 = none.
-    """
-
-    key: str
-    extrinsics: str | None = None
-    intrinsics: str | None = None
-    depth: str | None = None
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Some of the numbers that a key holds per step.
-
-    Attributes:
-        key: the feature.
-        start, count: the slice of its last dimension.
-        inverted: True where 1 means open (a gripper stored the other way round).
-    """
-
-    key: str
-    start: int = 0
-    count: int = 1
-    inverted: bool = False
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What each key of a dataset is.
-
-    Attributes:
-        name: how users call it.
-        aliases: other names of the same thing: builder names and folder names.
-        anchors: the third-person cameras, the most useful first.
-        wrist: the recorded hand camera, where there is one.
-        eef: xyz and extrinsic "xyz" euler angles of the end effector in the robot base, per step.
-        gripper: the gripper's opening, per step.
-        language: keys of the instruction; the first that is not empty counts.
-    """
-
-    name: str
-    aliases: tuple[str, ...] = ()
-    anchors: tuple[Camera, ...] = ()
-    wrist: Camera | None = None
-    eef: Numbers | None = None
-    gripper: Numbers | None = None
-    language: tuple[str, ...] = ("language_instruction",)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every name it answers to."""
-        return (self.name, *self.aliases)
-
-    def cameras(self) -> tuple[Camera, ...]:
-        """The anchors, then the wrist camera."""
-        return (*self.anchors, self.wrist) if self.wrist else self.anchors
-
+from .openx_profiles import EXTERNAL, OPENX
+from .roles import LANGUAGE, Camera, Numbers, Profile
 
 PROFILES = (
     Profile(
@@ -106,18 +41,17 @@ PROFILES = (
     ),
     Profile(
         "bridge_dataset",
-        aliases=("bridge_orig",),
-        anchors=tuple(Camera(f"observation/image_{index}") for index in range(4)),
+        aliases=("bridge_orig", "bridge", "bridge_oxe"),
+        # Open X-Embodiment's own copy has one camera, `image`.
+        anchors=(
+            *(Camera(f"observation/image_{index}", optional=True) for index in range(4)),
+            Camera("observation/image", optional=True),
+        ),
         eef=Numbers("observation/state", 0, 6),
         gripper=Numbers("observation/state", 6, inverted=True),
+        language=LANGUAGE,
     ),
-)
-# Where a dataset without a profile of its own may keep its instruction.
-_LANGUAGE = (
-    "language_instruction",
-    "observation/natural_language_instruction",
-    "observation/language_instruction",
-    "natural_language_instruction",
+    *OPENX,
 )
 
 
@@ -127,11 +61,8 @@ def find_profile(name: str) -> Profile | None:
 
 
 def known() -> str:
-    """The known profiles with their aliases, for messages."""
-    return ", ".join(
-        f"{profile.name} ({', '.join(profile.aliases)})" if profile.aliases else profile.name
-        for profile in PROFILES
-    )
+    """The known profiles, each by a short name that it answers to, for messages."""
+    return ", ".join(profile.name.removesuffix(EXTERNAL) for profile in PROFILES)
 
 
 def resolve(
@@ -140,7 +71,8 @@ def resolve(
     """The profile of `dataset` with every key checked against what the dataset holds.
 
     Optional keys (calibration, depth, proprioception, language, wrist) that the dataset lacks
-    become None; anchors that it lacks are an error. `anchor_keys` override the profile's.
+    become None; anchors that it lacks are an error, but for the optional ones. `anchor_keys`
+    override the profile's.
 
     Raises:
         SourceError: an anchor key does not exist or is no picture, or no anchor key is known.
@@ -155,14 +87,16 @@ def resolve(
                 file=folder,
                 todo=f"say which are third-person views with --anchor-keys (profiles: {known()})",
             )
-        profile = Profile(dataset, language=_LANGUAGE, wrist=_guess_wrist(features, anchor_keys))
+        profile = Profile(dataset, language=LANGUAGE, wrist=_guess_wrist(features, anchor_keys))
     if anchor_keys:
-        rows = {camera.key: camera for camera in profile.anchors}
+        rows = {camera.key: replace(camera, optional=False) for camera in profile.anchors}
         keys = [_picture(features, name, found).key for name in anchor_keys]
         profile = replace(
             profile, anchors=tuple(rows.get(key, Camera(key)) for key in dict.fromkeys(keys))
         )
     anchors = [_checked(camera, features) for camera in profile.anchors]
+    if here := [c for c in anchors if not c.optional or features.find(c.key)]:
+        anchors = here
     for camera in anchors:
         _picture(features, camera.key, found)
     wrist = profile.wrist
@@ -208,12 +142,17 @@ def _any(camera: Camera, features: Features) -> bool:
 
 
 def _numbers(numbers: Numbers | None, features: Features) -> Numbers | None:
-    """`numbers` if the dataset has the key and it is wide enough."""
+    """`numbers` if the dataset has them all."""
     leaf = features.find(numbers.key) if numbers else None
     if numbers is None or leaf is None or leaf.nested or not leaf.per_step:
         return None
-    width = leaf.shape[-1] if leaf.shape else 1
-    return numbers if width is None or width >= numbers.start + numbers.count else None
+    if leaf.shape_is_stored or (
+        leaf.size is not None and leaf.size < numbers.start + numbers.count
+    ):
+        return None
+    if numbers.rotation is not None and _numbers(numbers.rotation, features) is None:
+        return None
+    return numbers
 
 
 def _guess_wrist(features: Features, anchor_keys: Sequence[str]) -> Camera | None:

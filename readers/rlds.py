@@ -18,10 +18,9 @@ from .example import ExampleIndex
 from .features import Features, Leaf
 from .frames import Frames
 from .pictures import decode_stream, no_picture
+from .poses import decode_poses
 from .profiles import Camera, Numbers, Profile, find_profile, known, resolve
 from .tfds_folder import FEATURES, Info, find_folder, has_datasets, read_info
-
-_MILLIMETRES = np.float32(0.001)
 
 
 @dataclass(frozen=True)
@@ -259,8 +258,8 @@ class RldsDataset(Dataset):
             leaf = self._leaf(camera.depth)
             blobs = self._get(raw, index, leaf.flat, index.blobs)
             self._same_length(raw, leaf, len(blobs), length)
-            millimetres = decode_stream(blobs, leaf.shape, key=leaf.key, **where)
-            view.depth = millimetres.astype(np.float32) * _MILLIMETRES
+            units = decode_stream(blobs, leaf.shape, key=leaf.key, **where)
+            view.depth = units.astype(np.float32) * np.float32(camera.depth_unit)
         return view
 
     def _camera_in_base(self, raw, index, camera: Camera) -> np.ndarray | None:
@@ -299,15 +298,24 @@ class RldsDataset(Dataset):
         return table.astype(np.float64) if np.isfinite(table).all() else None
 
     def _eef(self, raw, index, length: int) -> np.ndarray | None:
-        table = self._step_numbers(raw, index, self.profile.eef, length)
-        return None if table is None else pose_matrix(table)
+        eef = self.profile.eef
+        table = self._step_numbers(raw, index, eef, length)
+        if eef is None or table is None:
+            return None
+        if eef.rotation is not None:
+            rotation = self._step_numbers(raw, index, eef.rotation, length)
+            if rotation is None:
+                return None
+            table = np.hstack((table, rotation))
+        return decode_poses(table, eef.encoding)
 
     def _gripper(self, raw, index, length: int) -> np.ndarray | None:
         numbers = self.profile.gripper
         table = self._step_numbers(raw, index, numbers, length)
         if numbers is None or table is None:
             return None
-        closed = np.clip(table[:, 0], 0.0, 1.0)
+        reach = numbers.highest - numbers.lowest
+        closed = np.clip((table[:, 0] - numbers.lowest) / reach, 0.0, 1.0)
         return 1.0 - closed if numbers.inverted else closed
 
     def _language(self, raw, index) -> str:

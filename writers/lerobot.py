@@ -265,8 +265,7 @@ class _ShardWork:
         first, stats = self._video.frames, ImageStats()
         for step in range(raw.length):
             frame = np.asarray(stream.frames[step])
-            self._video.add(frame)
-            stats.add(frame)
+            stats.add(frame, again=self._video.add(frame))
         self._note(raw, [first, self._video.frames], stats.result())
         self._keep_flags(raw, stream)
         if not self._together:

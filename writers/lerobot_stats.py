@@ -18,16 +18,13 @@ class ImageStats:
     def __init__(self) -> None:
         self._counts = np.zeros((3, 256), np.int64)
         self._frames = 0
-        self._last: np.ndarray | None = None
-        self._of_last = self._counts
+        self._of_last: np.ndarray | None = None
 
-    def add(self, frame: np.ndarray) -> None:
-        """Count one frame, [H, W, 3] uint8."""
-        if self._last is None or not np.array_equal(frame, self._last):
-            self._last = np.array(frame)
-            self._of_last = np.stack(
-                [np.bincount(self._last[..., c].ravel(), minlength=256) for c in range(3)]
-            )
+    def add(self, frame: np.ndarray, *, again: bool = False) -> None:
+        """Count one frame, [H, W, 3] uint8; `again`: it is the one before, which saves time."""
+        if self._of_last is None or not again:
+            levels = [np.bincount(frame[..., c].ravel(), minlength=256) for c in range(3)]
+            self._of_last = np.stack(levels)
         self._counts += self._of_last
         self._frames += 1
 

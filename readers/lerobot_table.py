@@ -77,7 +77,8 @@ class Tables:
     ) -> Iterator[pa.Table]:
         """As `read`, at most so many rows at a time; `columns` None reads all."""
         # Buffered, so that a column of gigabytes (pictures in one row group) is never in memory.
-        with damage(span.path, record), pq.ParquetFile(span.path, buffer_size=_BUFFER) as file:
+        options = {"buffer_size": _BUFFER, "pre_buffer": False}
+        with damage(span.path, record), pq.ParquetFile(span.path, **options) as file:
             for name in columns or ():
                 if name not in file.schema_arrow.names:
                     raise SourceError(

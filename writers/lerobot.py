@@ -34,7 +34,7 @@ from ..readers.lerobot_meta import (
 )
 from ..readers.lerobot_profiles import IMAGES
 from .copy import LEFT_OUT, DatasetCopy, Make, ShardResult, flags_of, listed, staged_files
-from .lerobot_stats import NAMES, ImageStats, Stats, aggregate
+from .lerobot_stats import NAMES, QUANTILES, ImageStats, Stats, aggregate
 from .lerobot_table import with_columns
 from .video import CODEC, PIX_FMT, VideoWriter, check_size
 
@@ -135,6 +135,7 @@ class Copy(DatasetCopy):
             out[EPISODES_STATS] = self._episodes_stats(stats).encode()
         if (meta.folder / STATS).is_file() and stats:
             joined = aggregate(list(stats.values()))
+            joined = {name: joined[name] for name in joined if meta.major == 3 or name in NAMES}
             out[STATS] = self._patched(STATS, lambda tree: tree.update({key: joined}))
         if (meta.folder / MODALITY).is_file():
             out[MODALITY] = self._patched(MODALITY, self._modality)
@@ -232,8 +233,7 @@ class Copy(DatasetCopy):
                 ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
             )
         }
-        names = next(row["stats"] for row in facts.values() if row["stats"])
-        for name in names:
+        for name in (*NAMES, *QUANTILES):
             values = [row["stats"][name] if row["stats"] else None for row in rows]
             out[f"stats/{self.stream_key}/{name}"] = values
         return out

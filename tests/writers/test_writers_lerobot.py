@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from lerobot_sets import (
+    CORPUS,
     FRONT,
     KEY,
     SIZE,
@@ -28,8 +29,11 @@ from lerobot_sets import (
 )
 from wristaugment.readers.errors import SourceError
 from wristaugment.readers.lerobot import open_source
+from wristaugment.readers.video import open_video
 from wristaugment.writers.lerobot import Copy
 from wristaugment.writers.lerobot_stats import ImageStats, aggregate
+from wristaugment.writers.recorded import recorded_splits
+from wristaugment.writers.video import VideoWriter
 
 BACK = "observation.images.exterior_2_left"
 PEER = Path(__file__).parents[1] / "peers" / "lerobot.py"
@@ -372,6 +376,71 @@ def test_episode_tables_keep_their_form(tmp_path):
     assert found["info"]["features"][f"videos/{KEY}/file_index"] == value
     rows = new.read([f"videos/{KEY}/{n}" for n in ("file_index", "from_timestamp")]).to_pylist()
     assert [tuple(row.values()) for row in rows] == [(0, 0), (0, 8 / 15), (0, 16 / 15), (1, 0)]
+
+
+def test_new_files_hold_the_episodes_that_lay_together(tmp_path):
+    source = made(tmp_path / "source", "v3.0")
+    columns = {}
+    for key in (FRONT, BACK):
+        (path,) = [p for p in source.rglob("*.mp4") if key in str(p)]
+        frames = open_video(path).read(np.arange(4 * STEPS))
+        for number in range(2):
+            with VideoWriter(path.with_name(f"file-00{number}.mp4"), (90, 160), 15) as video:
+                for frame in frames[number * 2 * STEPS : (number + 1) * 2 * STEPS]:
+                    video.add(frame)
+        columns[f"videos/{key}/file_index"] = [0, 0, 1, 1]
+        columns[f"videos/{key}/from_timestamp"] = [0.0, STEPS / 15] * 2
+        columns[f"videos/{key}/to_timestamp"] = [STEPS / 15, 2 * STEPS / 15] * 2
+    path = source / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.array(values))
+    pq.write_table(table, path)
+    dataset = open_source(source)
+    assert [[s.records for s in split.shards] for split in dataset.splits] == [[2, 1], [1]]
+    views = [dataset.episode(raw).anchors[0].frames[:] for _, raw in every(dataset)]
+    truth = [e.views["exterior_1"].frames for s in recorded_splits(CORPUS).values() for e in s]
+    assert all(np.abs(a.astype(int) - b).mean() < 5 for a, b in zip(views, truth, strict=True))
+    copy, results = copied(source, tmp_path / "out", dataset=dataset)
+    names = [f"videos/{KEY}/{n}" for n in ("chunk_index", "file_index", "from_timestamp")]
+    rows = pq.read_table(copy.folder / path.relative_to(source), columns=names).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        (0, 0, 0), (0, 0, STEPS / 15), (0, 1, 0), (0, 2, 0),
+    ]  # fmt: skip
+    for number, (frames, _) in enumerate(frames_of(open_source(copy.folder, plain=True))):
+        assert np.abs(frames[3].astype(int) - picture(number, 3)).mean() < 3
+    assert len(results) == 3
+
+
+def test_version_2_0_keeps_its_statistics_in_one_file(tmp_path):
+    source = made(tmp_path / "source", "v2.1")
+    edit_info(source, lambda tree: tree.update(codebase_version="v2.0"))
+    (source / "meta" / "episodes_stats.jsonl").unlink()
+    stats = {FRONT: {"mean": [[[0.1]], [[0.2]], [[0.3]]]}}
+    (source / "meta" / "stats.json").write_text(json.dumps(stats, indent=4))
+    copy, _ = copied(source, tmp_path / "out")
+    found = json.loads((copy.folder / "meta" / "stats.json").read_text())
+    assert list(found) == [FRONT, KEY] and found[FRONT] == stats[FRONT]
+    assert list(found[KEY]) == ["min", "max", "mean", "std", "count"]
+    assert found[KEY]["count"] == [4 * STEPS] and found[KEY]["min"] == [[[0.0]]] * 3
+
+
+def test_an_episode_of_absurd_length_is_left_out(tmp_path):
+    """Its table is unreadable and its declared length would fill the disk with black frames."""
+    source = made(tmp_path / "source", "v2.1")
+    path = source / "meta" / "episodes.jsonl"
+    path.write_text(path.read_text().replace('"length": 8', f'"length": {10**9}', 1))
+    table = source / "data/chunk-000/episode_000000.parquet"
+    table.write_bytes(table.read_bytes()[:-50])
+    copy, results = copied(source, tmp_path / "out")
+    (bad,) = [row for result in results for row in result.bad]
+    assert (bad["record"], bad["what"]) == (0, "left out") and results[0].records == 2
+    assert len(list(copy.folder.rglob(f"{KEY}/*.mp4"))) == 3
+    lines = (copy.folder / "meta" / "episodes_stats.jsonl").read_text().splitlines()
+    assert [KEY in line for line in lines] == [False, True, True, True]
+    info = json.loads((copy.folder / "meta" / "info.json").read_text())
+    assert info["total_videos"] == 8 + 3
 
 
 # ---- lerobot's own class, where there is an environment for it ----

@@ -24,11 +24,8 @@ from .errors import SourceError
 
 INFO = "meta/info.json"
 STATS = "meta/stats.json"
-EPISODES, EPISODES_STATS, TASKS = (
-    "meta/episodes.jsonl",
-    "meta/episodes_stats.jsonl",
-    "meta/tasks.jsonl",
-)
+EPISODES, EPISODES_STATS = "meta/episodes.jsonl", "meta/episodes_stats.jsonl"
+TASKS = "meta/tasks.jsonl"
 EPISODES_DIR, TASKS_TABLE = "meta/episodes", "meta/tasks.parquet"
 FLAGS_DIR = "meta/wristaugment"  # where writers/lerobot puts its flags
 VIDEO_PATH = {

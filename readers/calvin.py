@@ -6,6 +6,7 @@ record and a shard here, readers/calvin_folder tells.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ _PROFILE = Profile(
 _ROBOT_OBS = 15  # xyz, euler xyz, gripper width, 7 joints, gripper action
 _OPEN_WIDTH = 0.08  # metres
 _LOOKED_AT = 8  # frames of a view that tell whether its camera is a placeholder
+_MAX_STACK = 1 << 30  # bytes of a record's arrays of one key; 82 MB of depth are usual
 _TODO = "fetch this file again"
 
 
@@ -269,6 +271,10 @@ class CalvinDataset(Dataset):
     def _stack(self, record, key: str, steps: np.ndarray, shape, dtype) -> np.ndarray:
         """[len(steps), *shape] of one key, each frame checked against the first."""
         place = self.places[record.record.split]
+        size = len(steps) * math.prod(shape) * dtype.itemsize
+        if size > _MAX_STACK or dtype.hasobject:
+            found = f"{len(steps)} arrays of {shape} {dtype}, which are no frames of CALVIN's"
+            raise self.error(record, found, key, "check the source")
         out = np.empty((len(steps), *shape), dtype)
         try:
             for row, number in enumerate(record.numbers[steps].tolist()):

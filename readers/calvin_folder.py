@@ -169,9 +169,11 @@ def _frames(folder: Path) -> tuple[str, int, np.ndarray]:
     # Other .npz files may lie there; the frames are the many.
     prefix = max(sorted(groups), key=lambda name: (name == _USUAL_PREFIX, len(groups[name][0])))
     numbers, widths = (np.asarray(values, np.int64) for values in groups[prefix])
-    digits = int(widths.min())
     # A number has more digits than the others only where it needs them.
-    plain = (widths == digits) | (numbers >= 10 ** (widths - 1))
+    needed = numbers >= 10 ** (widths - 1)
+    fits = {w: (widths == w) | ((widths > w) & needed) for w in np.unique(widths).tolist()}
+    digits = max(fits, key=lambda width: (int(fits[width].sum()), -width))
+    plain = fits[digits]
     return prefix, digits, np.unique(numbers[plain])
 
 

@@ -168,10 +168,9 @@ class Npz:
             SourceError: there is none of this key, or it is damaged, too large, or of objects.
         """
         member = self._find(key)
-        packed = self.read(self._body(member), member.packed)
         if member.size > MAX_ARRAY:
             raise self.error(f"declares {member.size} bytes, which no array of a frame has", key)
-        data = packed
+        data = packed = self.read(self._body(member), member.packed)
         if member.method == DEFLATED:
             data, whole = self._inflated(packed, member.size + 1, key)
             if not whole or len(data) != member.size:
@@ -194,9 +193,13 @@ class Npz:
         if member.method == DEFLATED:
             data, _ = self._inflated(data, 4096, key)
         try:
-            shape, _, dtype, _ = npy_header(data)
+            shape, _, dtype, length = npy_header(data)
         except ValueError as error:
             raise self.error(str(error), key) from None
+        size = math.prod(shape) * dtype.itemsize + length
+        if not dtype.hasobject and (size != member.size or size > MAX_ARRAY):
+            found = f"declares an array of {shape} {dtype} in {member.size} bytes"
+            raise self.error(found, key)
         return shape, dtype
 
     def check(self) -> Directory:

@@ -188,6 +188,26 @@ class CalvinDataset(Dataset):
                 except SourceError as error:
                     yield name, error.found
 
+    def check(self, raw: RawRecord) -> SourceError | None:
+        """The first damage in a record, or None, after unpacking every array of every frame.
+
+        A copy takes arrays packed, as they lie, and does not find a flipped byte in one that no
+        recipe reads; this does, at several times the cost of copying.
+        """
+        try:
+            record = self._record(raw)
+            place = self.places[raw.record.split]
+            for number in record.numbers.tolist():
+                with Npz(place.fast_path(number), soon=True) as archive:
+                    archive.check()
+                    for key in archive.keys():  # noqa: SIM118  # an archive is no dict
+                        archive.array(key)
+        except SourceError as error:
+            return SourceError(
+                error.found, file=error.file, record=raw.record.index, key=error.key, todo=_TODO
+            )
+        return None
+
     def shard_files(self, shard: Shard) -> list[Path]:
         place = self.places[shard.split]
         return [place.path(number) for number in place.frames(shard.index).tolist()]

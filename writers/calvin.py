@@ -39,7 +39,9 @@ class Copy(DatasetCopy):
     """Writes the augmented copy; see DatasetCopy.
 
     The usual name, wrist_rgb, becomes rgb_gripper where the frames have none, since that is what
-    CALVIN's own agent, MDT and GR-1 read; any other name is taken as it is.
+    CALVIN's own agent, MDT and GR-1 read; any other name is taken as it is. An archive that is
+    damaged is copied as it is, and named; so is the rest of its record, with black pictures. What
+    is packed in an old array is neither read nor checked here (`CalvinDataset.check` does that).
     """
 
     subset = False

@@ -226,6 +226,20 @@ def test_a_flipped_byte_is_named_with_its_key(private):
         frames[:]
 
 
+def test_a_check_finds_what_nobody_reads(private):
+    path = private / "training" / "episode_0000048.npz"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"scene_obs.npy") + 150] ^= 1
+    path.write_bytes(bytes(data))
+    dataset = open_source(private)
+    found = [dataset.check(raw) for raw in kit.raws(dataset)]
+    assert [error is None for error in found] == [True, True, False, True]
+    assert "0000048.npz, record 2, key 'scene_obs'" in str(found[2])
+    (private / "training" / "episode_0000010.npz").unlink()
+    dataset = open_source(private)
+    assert "missing" in str(dataset.check(kit.raws(dataset)[0]))
+
+
 def test_a_frame_of_another_shape_is_named(private):
     path = private / "validation" / "episode_0000103.npz"
     arrays = dict(np.load(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -134,17 +135,39 @@ def write_frames(
         return
     row = max(1, int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize)
     rows = max(1, _BLOCK // row)
-    block = None
+    level, corner = _deflated(dataset), (0,) * (dataset.ndim - 1)
+    pixels = packed = b""
+    block = np.asarray(frames[:0])
     for start in range(0, T, rows):
         block = np.asarray(frames[start : start + rows])
         block = np.ascontiguousarray(block[:, ::-1] if flip else block)
-        dataset[start : start + len(block)] = block
-        if following is not None:
+        if level is None:
+            dataset[start : start + len(block)] = block
             skip = 1 if start == 0 else 0
-            if len(block) > skip:
+            if following is not None and len(block) > skip:
                 following[start - 1 + skip : start - 1 + len(block)] = block[skip:]
-    if following is not None and block is not None:
+            continue
+        for step, frame in enumerate(block, start):
+            # Compressed once for both places, and not again for a picture that stands still.
+            if (new := frame.tobytes()) != pixels:
+                pixels, packed = new, zlib.compress(new, level)
+            dataset.id.write_direct_chunk((step, *corner), packed)
+            if following is not None and step:
+                following.id.write_direct_chunk((step - 1, *corner), packed)
+    if following is not None and level is None:
         following[T - 1] = block[-1]
+    elif following is not None:
+        following.id.write_direct_chunk((T - 1, *corner), packed)
+
+
+def _deflated(dataset: h5py.Dataset) -> int | None:
+    """The level of a dataset that is chunked by frames of bytes and has gzip alone, else None."""
+    plist = dataset.id.get_create_plist()
+    if dataset.chunks != (1, *dataset.shape[1:]) or dataset.dtype.itemsize != 1:
+        return None
+    filters = [plist.get_filter(index) for index in range(plist.get_nfilters())]
+    codes = [code for code, *_ in filters if code != _SHUFFLE]  # which does nothing to bytes
+    return int(filters[-1][2][0]) if codes == [_DEFLATE] and filters[-1][0] == _DEFLATE else None
 
 
 def _same_filters(old: h5py.h5p.PropDCID, new: h5py.h5p.PropDCID) -> None:

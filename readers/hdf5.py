@@ -28,7 +28,7 @@ _DEPTH = 64
 _HOPS = 16
 _SMALL = 1 << 20
 _CACHE = 16 << 20
-_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ def named(todo: str = "check the source", **where) -> Iterator[None]:
         yield
     except SourceError:
         raise
-    except _ERRORS as error:
+    except HDF5_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise SourceError(f"cannot be read ({_short(error)})", **where, todo=todo) from None
+        raise SourceError(f"cannot be read ({short(error)})", **where, todo=todo) from None
 
 
 @contextlib.contextmanager
@@ -100,10 +100,10 @@ def opened(path: Path) -> Iterator[h5py.File]:
     try:
         # Not locked: sources lie on disks that are read-only or know no locks.
         file = h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE)
-    except _ERRORS as error:
+    except HDF5_ERRORS as error:
         if isinstance(error, OSError) and error.errno not in (None, 2, 13):
             raise
-        found = f"cannot be opened as HDF5 ({_short(error)})"
+        found = f"cannot be opened as HDF5 ({short(error)})"
         raise SourceError(found, file=path, todo="fetch this file again") from None
     with file:
         yield file
@@ -206,7 +206,7 @@ def refuse_links(file: h5py.File, path: Path, root: Path) -> None:
             )  # fmt: skip
         try:
             names = links(group)
-        except _ERRORS:
+        except HDF5_ERRORS:
             continue  # damaged; whoever reads this record will name it
         for name, found in names.items():
             key = f"{where}/{name}".lstrip("/")
@@ -220,7 +220,7 @@ def refuse_links(file: h5py.File, path: Path, root: Path) -> None:
                         todo="remove the link, or copy what it leads to into this file",
                     )
             elif found.kind == "hard":
-                with contextlib.suppress(*_ERRORS):
+                with contextlib.suppress(*HDF5_ERRORS):
                     info = h5py.h5o.get_info(group.id, name.encode("utf-8", "surrogateescape"))
                     if info.type == h5py.h5o.TYPE_GROUP and info.addr not in seen:
                         seen.add(info.addr)
@@ -396,7 +396,8 @@ def _text(value) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """What HDF5 says in an error, without what differs from run to run."""
     # HDF5 puts times, descriptors and addresses into some; messages must not differ by run.
     text = " ".join(str(error).split())
     return re.split(r"[,:]? *time = ", text)[0][:160] or type(error).__name__

@@ -129,7 +129,7 @@ class Hdf5Dataset(Dataset):
 
     def records(self, shard: Shard) -> Iterator[RawRecord]:
         try:
-            with opened(shard.path) as file:
+            with opened(shard.path) as file, named(file=shard.path):
                 refuse_links(file, shard.path, self.root)
                 found = [
                     self._record(file, shard, index, group)
@@ -254,7 +254,7 @@ class Hdf5Dataset(Dataset):
         if stored.dtype != np.uint8 or stored.shape[-1] != 3:
             raise self.error(raw, "this is no stream of RGB pictures", key, "name another one")
         path = self.file_of(raw.record)
-        with opened(path) as file:
+        with opened(path) as file, named(file=path):
             flip = self.upside_down(file)
         if flip:
             kept, (count, height, width, _) = stored, stored.shape

@@ -153,7 +153,7 @@ class RobomimicDataset(Hdf5Dataset):
         """Whether the first readable file is one of LIBERO's."""
         for shard in self.splits[0].shards:
             try:
-                with opened(shard.path) as file:
+                with opened(shard.path) as file, named(file=shard.path):
                     data = _data(file)
                     if data is not None:
                         return any(name in data.attrs for name in (CONVENTION, "problem_info"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import zlib
@@ -17,6 +18,7 @@ from ..readers.hdf5_dataset import SYNTHETIC
 from .atomic import copy_bytes
 
 _BLOCK = 8 << 20
+_MARGIN = 1 << 20
 _DEFLATE, _SHUFFLE, _FLETCHER = 1, 2, 3
 _FIRST_PLUGIN = 256  # filters below are HDF5's own; of these, others need settings of their own
 _V2 = b"OHDR"
@@ -96,7 +98,7 @@ class Extension:
 
 
 @contextlib.contextmanager
-def extended(source: Path, path: Path) -> Iterator[Extension]:
+def extended(source: Path, path: Path, room: int) -> Iterator[Extension]:
     """A byte-equal copy of a file, open for additions.
 
     Groups in HDF5's newer spelling note when they were changed last. Two runs would differ in
@@ -104,10 +106,22 @@ def extended(source: Path, path: Path) -> Iterator[Extension]:
 
     Args:
         source: the file to copy. path: where the copy goes.
+        room: bytes that will be added, at most.
+
+    Raises:
+        OSError: the disk is full, or `path` may not be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(source, "rb") as old, open(path, "wb") as new:
         copy_bytes(old, new)
+        new.flush()
+        # HDF5 crashes the process where the disk is full; so the disk is asked first. What is not
+        # used is given back when HDF5 closes the file.
+        try:
+            os.posix_fallocate(new.fileno(), os.fstat(new.fileno()).st_size, room + _MARGIN)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
     with h5py.File(path, "r+", locking=False) as file:
         base = file.userblock_size
         extension = Extension(file)

@@ -13,7 +13,7 @@ import numpy as np
 from ..readers.dataset import RawRecord, Shard
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
-from ..readers.hdf5 import dataset_at, group_at, link, named, opened, unsound
+from ..readers.hdf5 import HDF5_ERRORS, dataset_at, group_at, link, named, opened, short, unsound
 from ..readers.hdf5_dataset import Hdf5Dataset, Hdf5Record
 from .copy import (
     LEFT_OUT,
@@ -26,6 +26,8 @@ from .copy import (
     staged_files,
 )
 from .hdf5 import Extension, extended, write_frames
+
+_PER_STEP, _PER_RECORD = 512, 1 << 16  # bytes: chunk index and flags; headers and names
 
 
 class Hdf5Copy(DatasetCopy):
@@ -83,9 +85,25 @@ class Hdf5Copy(DatasetCopy):
             result.bad.append(listed(lost, lost.error, LEFT_OUT, lost.missing))
             return result
         path = staged / shard.path.relative_to(self.dataset.root)
-        with extended(shard.path, path) as extension:
-            for raw in records:
-                self._add(extension, raw, shard, make, result)
+        steps = sum(raw.length or 0 for raw in records if isinstance(raw, Hdf5Record))
+        # A picture, perhaps twice (next_obs), its flags; and for each record what names them.
+        room = (
+            steps * 2 * (3 * self.size[0] * self.size[1] + _PER_STEP) + len(records) * _PER_RECORD
+        )
+        try:
+            with extended(shard.path, path, room) as extension:
+                for raw in records:
+                    self._add(extension, raw, shard, make, result)
+        except HDF5_ERRORS as error:
+            # So damaged that HDF5 cannot write to it: not a word of the copy can be relied on.
+            if isinstance(error, OSError) or not _of_hdf5(error):
+                raise
+            path.unlink()
+            found = f"cannot be added to ({short(error)})"
+            lost = SourceError(found, file=shard.path, todo="fetch this file again")
+            return ShardResult(
+                shard.split, shard.index, bad=[listed(records[0], lost, LEFT_OUT, len(records))]
+            )
         result.records = len(records)
         result.files = staged_files(staged)
         return result
@@ -99,9 +117,10 @@ class Hdf5Copy(DatasetCopy):
         for key in (*cameras, *(stream.key for stream in self.dataset.streams())):
             try:
                 found = dataset_at(group, key)
-            except ValueError:
-                continue
-            if found is not None and not unsound(found):
+                reason = unsound(found) if found is not None else "is not there"
+            except HDF5_ERRORS:
+                continue  # damaged; another camera tells as well how to store one
+            if found is not None and reason is None:
                 return found
         return None
 
@@ -123,6 +142,9 @@ class Hdf5Copy(DatasetCopy):
             return
         stream = self.stream(raw, shard, make, raw.length, result)
         self.write_stream(extension, group, stream, replaced)
+        self._write_flags(extension, group, stream)
+
+    def _write_flags(self, extension: Extension, group: h5py.Group, stream: WristStream) -> None:
         text = f"False where the synthetic frame of {self.wrist_key} could not be made; "
         for place, below in enumerate(self.flag_groups(group)):
             for name, values in flags_of(stream).items():
@@ -175,6 +197,14 @@ class Hdf5Copy(DatasetCopy):
                         group = self.dataset.group_of(file, raw)
                         return [key for key in keys if _there(group, key)]
         return []
+
+
+def _of_hdf5(error: Exception) -> bool:
+    """Whether an error comes from h5py, not from here or from `make`."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and "h5py" in at.tb_frame.f_code.co_filename
 
 
 def _there(group: h5py.Group, key: str) -> bool:

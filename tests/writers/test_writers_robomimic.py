@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -341,3 +345,48 @@ def test_robomimics_own_loader_reads_the_copy(sources, tmp_path):
                     assert found["sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
         if len(parts) > 1:
             assert read["masks"] == {"train": 3, "valid": 1}
+
+
+def test_flipped_bits_anywhere_are_survived(sources, tmp_path):
+    small = odd_file(tmp_path / "small.h5", "latest")
+    with h5py.File(small, "r+") as file:
+        del file["beside"]
+    data = small.read_bytes()
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for number in range(25):
+        folder = tmp_path / f"{number}"
+        (folder / "set").mkdir(parents=True)
+        flipped = bytearray(data)
+        flipped[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        (folder / "set" / "a.h5").write_bytes(flipped)
+        (folder / "set" / "b.h5").write_bytes(data)
+        source = robomimic.open_source(folder / "set")  # the sound file is there, so it opens
+        results = write(copy := copy_of(source, folder / "out"))
+        assert results[-1].bad == [] and (copy.folder / "b.h5").exists()
+        outcomes |= {bad["what"] for bad in results[0].bad} or {"none"}
+        for raw in records(source):
+            if raw.error is None:
+                with contextlib.suppress(SourceError):
+                    list(source.content(raw))
+    assert outcomes == {"none", LEFT_OUT, PLACEHOLDER}
+
+
+def test_a_full_disk_is_an_error_and_no_crash(sources, tmp_path):
+    program = f"""
+import resource, signal, sys
+sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
+from pathlib import Path
+from hdf5_files import copy_of, write
+from wristaugment.readers import robomimic
+source = robomimic.open_source(Path({str(sources["robomimic"])!r}))
+limit = source.folder.stat().st_size + 1000
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    write(copy_of(source, Path({str(tmp_path / "out")!r})))
+except OSError as error:
+    print("errno", error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == f"errno {errno.EFBIG}", done.stderr

@@ -163,8 +163,8 @@ class ReplayBuffer(Dataset):
                 raise self._store_error(
                     f"holds {steps} steps, but {ENDS} says that there are {length}", name
                 )
-        found = {name: self.store.counts[name] / meta.count
-                 for name, meta in self.arrays.items() if meta.count}  # fmt: skip
+        counts, held = self.store.counts, [m for m in self.arrays.values() if m.count]
+        found = {meta.name: counts[meta.name] / meta.count for meta in held}
         pictures = [name for name in found if is_picture(self.arrays[name])]
         best = max((found[name] for name in pictures or found), default=1.0)
         if best < 0.5:
@@ -238,9 +238,7 @@ class ReplayBuffer(Dataset):
     def _camera(self, key: str, pictures: list[str]) -> str:
         name = key if key in self.arrays else f"{DATA}/{key}"
         if name not in pictures:
-            what = (
-                "this is no stream of pictures" if name in self.arrays else "there is no such key"
-            )
+            what = "this is no stream of pictures" if name in self.arrays else "no such key"
             raise SourceError(
                 f"{what}; the store's pictures are: {', '.join(pictures) or 'none at all'}",
                 file=self.folder,

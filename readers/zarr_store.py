@@ -95,18 +95,17 @@ class FolderStore(Store):
         self.path = path
 
     def walk(self, under: str = "") -> Iterator[str]:
-        yield from self._below(self.path / under, under.strip("/"))
+        if (self.path / under).is_dir():
+            yield from self._below(str(self.path / under), under.strip("/"))
 
-    def _below(self, folder: Path, prefix: str) -> Iterator[str]:
-        if not folder.is_dir():
-            return
+    def _below(self, folder: str, prefix: str) -> Iterator[str]:
         with os.scandir(folder) as entries:
             # Names alone are kept, and links are told apart here: a folder may hold a million.
             found = sorted((entry.name, _kind(entry)) for entry in entries)
         for name, kind in found:
             key = f"{prefix}/{name}" if prefix else name
             if kind == "folder":
-                yield from self._below(folder / name, key)
+                yield from self._below(f"{folder}/{name}", key)
             elif kind == "file":
                 yield key
             else:

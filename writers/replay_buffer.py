@@ -17,7 +17,8 @@ from ..readers.errors import SourceError
 from ..readers.features import dump_like
 from ..readers.replay_buffer import DATA, SYNTHETIC, ReplayBuffer
 from ..readers.zarr_array import ArrayMeta, consolidated, need_codecs
-from ..readers.zarr_store import FolderStore
+from ..readers.zarr_store import FolderStore, ZipStore
+from .atomic import sync_files
 from .copy import VALID, DatasetCopy, Make, ShardResult, flags_of, folded, staged_files
 from .zarr_array import NewArray
 from .zarr_sink import FolderSink, ZipSink
@@ -93,15 +94,17 @@ class Copy(DatasetCopy):
                 if self._kept(key) and key not in patched:
                     sink.take(self.dataset.folder, key)
             self._add(shard, sink, make, result)
+            sync_files(staged, list(sink.known))
             folders = [f"{path.name}/" for path in staged.iterdir() if path.name != DATA]
             folders += [f"{DATA}/{path.name}/" for path in (staged / DATA).iterdir()]
             folders = sorted(folder for folder in folders if (staged / folder).is_dir())
-            result.files = folded(staged_files(staged), folders)
+            result.files = folded(sink.known, folders)
             return result
+        assert isinstance(self.dataset.store, ZipStore)
         with ZipSink(staged / self.dataset.folder.name) as sink:
             patched = self.patched({})
             keep = lambda key: self._kept(key) and key not in patched
-            sink.take(self.dataset.folder, keep)
+            sink.take(self.dataset.store.zip, keep)
             self._add(shard, sink, make, result)
             for key, data in self.patched(result.facts["flags"]).items():
                 sink.write(key, data)

@@ -13,7 +13,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import google_crc32c
+
 from .atomic import copy_bytes
+from .copy import file_crc
 
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first that zip knows: the same bytes whenever it is written
 _MODE = 0o644 << 16
@@ -49,14 +52,15 @@ class ZipSink:
         info.external_attr = _MODE
         self._zip.writestr(info, data)
 
-    def take(self, source: Path, keep: Callable[[str], bool]) -> None:
+    def take(self, old: zipfile.ZipFile, keep: Callable[[str], bool]) -> None:
         """Copy members of another zip, in their order there; call it before `write`.
 
         Args:
-            source: a zip whose members do not overlap.
+            old: a zip file whose members do not overlap.
             keep: which names.
         """
-        with zipfile.ZipFile(source) as old, open(source, "rb") as file:
+        assert old.filename is not None
+        with open(old.filename, "rb") as file:
             infos = sorted(old.infolist(), key=lambda info: info.header_offset)
             ends = [info.header_offset for info in infos[1:]] + [old.start_dir]
             run: tuple[int, int] | None = None  # of bytes that are kept
@@ -78,8 +82,9 @@ class ZipSink:
             # call that takes over a member as it is; these are the fields that `close` writes from.
             for info in old.infolist():
                 if info.header_offset in kept:
-                    mine = copy.copy(info)
-                    mine.header_offset = kept[info.header_offset]
+                    moved = kept[info.header_offset]
+                    mine = info if moved == info.header_offset else copy.copy(info)
+                    mine.header_offset = moved
                     self._zip.filelist.append(mine)
                     self._zip.NameToInfo[mine.filename] = mine
             self._zip.start_dir = there
@@ -109,11 +114,17 @@ class ZipSink:
 
 
 class FolderSink:
-    """Writes keys as files below a folder; whoever stages them brings them to the disk."""
+    """Writes keys as files below a folder; whoever stages them brings them to the disk.
+
+    Attributes:
+        known: key -> [bytes, crc32c] of all that was written; `sync_files` brings it to the disk.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self._made: set[str] = set()
+        self.known: dict[str, list] = {}
+        self._last = ""
+        os.makedirs(path, exist_ok=True)
 
     def __enter__(self) -> FolderSink:
         return self
@@ -125,20 +136,29 @@ class FolderSink:
         """Write one file."""
         with open(self._place(key), "wb", buffering=0) as file:
             file.write(data)
+        self.known[key] = [len(data), google_crc32c.value(data)]
 
     def take(self, source: Path, key: str) -> None:
         """Copy one file of a folder store."""
-        with open(source / key, "rb", buffering=0) as old:
+        with open(f"{source}/{key}", "rb", buffering=0) as old:
             if os.fstat(old.fileno()).st_size <= _BUFFER:
                 # In one piece each way: most files of a store are small.
                 self.write(key, old.read())
             else:
-                with open(self._place(key), "wb") as new:
+                place = Path(self._place(key))
+                with open(place, "wb") as new:
                     copy_bytes(old, new)
+                self.known[key] = [place.stat().st_size, file_crc(place)]
 
     def _place(self, key: str) -> str:
         folder = key.rpartition("/")[0]
-        if folder not in self._made:
-            (self.path / folder).mkdir(parents=True, exist_ok=True)
-            self._made.add(folder)
+        if folder != self._last:
+            # Zarr 3 gives every frame folders of its own; most of the way to them is there.
+            try:
+                os.mkdir(f"{self.path}/{folder}")
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                os.makedirs(f"{self.path}/{folder}")
+            self._last = folder
         return f"{self.path}/{key}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO
 import google_crc32c
 
 from .errors import SourceError
+from .files import open_regular
 from .tfrecord import Frame
 
 KIND = "array_record"
@@ -107,17 +107,15 @@ def _refusal(path: Path) -> str | None:
 
     Raises:
         OSError: it cannot be opened.
+        SourceError: it is no regular file.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait for its writer
-    with open(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            return "is no regular file"
-        for records, size in _declared(file, status.st_size):
+    with open_regular(path) as file:
+        whole = os.fstat(file.fileno()).st_size
+        for records, size in _declared(file, whole):
             if size > LIMIT:
                 return f"a chunk declares {size} bytes, more than a record can hold"
-            if records > status.st_size:
-                return f"a chunk declares {records} records in a file of {status.st_size} bytes"
+            if records > whole:
+                return f"a chunk declares {records} records in a file of {whole} bytes"
     return None
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from .errors import SourceError
 from .example import Packing
+from .files import read_text
 
 STEPS = "steps"
 _OBSERVATION = "observation/"
@@ -117,17 +118,17 @@ class Features:
 
     def __init__(self, path: Path):
         self.path = path
-        self.text = _read(path)
+        self.text = read_text(path)
         try:
             self.tree = json.loads(self.text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SourceError(
                 f"is not JSON ({error})", file=path, todo="restore it from the source"
             ) from None
         self.leaves: dict[str, Leaf] = {}
         try:
             self._walk(self.tree, (), False, 0)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise SourceError(
                 f"is not a feature tree of tensorflow-datasets ({type(error).__name__}: {error})",
                 file=path,
@@ -257,16 +258,6 @@ def dump_like(text: str, tree: object, changed: object) -> str:
         if json.dumps(tree, **style) + tail == text:
             return json.dumps(changed, **style) + tail
     return json.dumps(changed, indent=4) + tail
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise SourceError(
-            f"cannot be read ({reason})", file=path, todo="restore it from the source"
-        ) from None
 
 
 def _is_legacy(node: dict) -> bool:

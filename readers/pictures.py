@@ -38,22 +38,15 @@ def decode_stream(
     frames: np.ndarray | None = None
     height, width, channels = (*shape, None, None, None)[:3]
     previous: bytes | None = None
+    where = {"file": file, "record": record, "key": key}
     for step, blob in enumerate(blobs):
-        where = {"file": file, "record": record, "key": key}
         if frames is not None and blob == previous:
             frames[step] = frames[step - 1]  # a camera that stands still, or a placeholder
             continue
-        picture = _decode(blob, channels == 1, step, where)
         want = frames.shape[1:3] if frames is not None else (height, width)
-        if any(w not in (None, size) for w, size in zip(want, picture.shape[:2], strict=True)):
-            raise SourceError(
-                f"step {step} is {picture.shape[0]}x{picture.shape[1]}, not "
-                f"{want[0] or 'any'}x{want[1] or 'any'}",
-                **where,
-                todo="the episode is left without a wrist view; check the source",
-            )
+        picture = _decode(blob, channels == 1, step, want, where)
         if frames is None:
-            frames = np.empty((len(blobs), *picture.shape), picture.dtype)
+            frames = _room(len(blobs), picture, where)
         frames[step] = picture
         previous = blob
     if frames is None:
@@ -83,12 +76,35 @@ def no_picture(frames: np.ndarray) -> str | None:
     return f"one colour from start to end (rgb {', '.join(map(str, low))})"
 
 
-def _decode(blob: bytes, depth: bool, step: int, where: dict) -> np.ndarray:
+def _room(count: int, picture: np.ndarray, where: dict) -> np.ndarray:
+    """Memory for `count` pictures as large as one."""
+    try:
+        return np.empty((count, *picture.shape), picture.dtype)
+    except MemoryError:
+        raise SourceError(
+            f"{count} pictures of {picture.shape[0]}x{picture.shape[1]} do not fit into memory",
+            **where,
+            todo="the episode is left without a wrist view; check the source",
+        ) from None
+
+
+def _decode(blob: bytes, depth: bool, step: int, want: Sequence, where: dict) -> np.ndarray:
+    """One picture of the (height, width) `want`, which is compared before anything is unpacked."""
     try:
         with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
+            size = (image.height, image.width)
+            if any(w not in (None, found) for w, found in zip(want, size, strict=True)):
+                due = f"{want[0] or 'any'}x{want[1] or 'any'}"
+                raise SourceError(
+                    f"step {step} is {size[0]}x{size[1]}, not {due}",
+                    **where,
+                    todo="the episode is left without a wrist view; check the source",
+                )
             if depth:
                 return np.asarray(image).astype(np.uint16)
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except SourceError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         what = "is empty" if not blob else f"cannot be decoded ({_short(error)})"
         raise SourceError(

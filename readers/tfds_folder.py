@@ -10,8 +10,10 @@ from pathlib import Path
 from . import array_record_file, tfrecord
 from .dataset import Shard, Split
 from .errors import SourceError
+from .files import is_plain_name, read_text
 
 INFO, FEATURES = "dataset_info.json", "features.json"
+_MOST = 1 << 40  # records in a file; more could not be counted in a lifetime
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -47,7 +49,11 @@ class Info:
         return kind.read_frames(path)
 
     def shard_name(self, split: str, index: int, count: int) -> str:
-        """The file name of shard `index` of `count`."""
+        """The file name of shard `index` of `count`.
+
+        Raises:
+            SourceError: the template makes a path of it.
+        """
         values = {
             "DATASET": self.name,
             "SPLIT": split,
@@ -58,7 +64,8 @@ class Info:
         }
         name = self.templates[split]
         for variable, value in values.items():
-            name = name.replace("{" + variable + "}", value)
+            name = str(name).replace("{" + variable + "}", value)
+        _plain(self.path, "filepathTemplate", name)
         return name
 
 
@@ -66,25 +73,34 @@ def read_info(folder: Path) -> Info:
     """Read dataset_info.json of a version folder.
 
     Raises:
-        SourceError: it is missing, damaged, or declares records of another kind of file.
+        SourceError: it is missing, damaged, names files elsewhere, or declares records of another
+            kind of file.
     """
     path = folder / INFO
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8")
         tree = json.loads(text)
         name, version = tree["name"], tree["version"]
-        declared = tree.get("splits", [])
+        config, declared = tree.get("configName") or "", tree.get("splits", [])
         lengths = {row["name"]: [int(n) for n in row.get("shardLengths", [])] for row in declared}
-    except OSError as error:
-        raise SourceError(
-            f"cannot be read ({error.strerror})", file=path, todo="restore it from the source"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(
             f"is not a dataset_info of tensorflow-datasets ({type(error).__name__}: {error})",
             file=path,
             todo="restore it from the source",
         ) from None
+    # A copy's folders and files are called so; a path in their place would lead out of it.
+    for key, value in {"name": name, "version": version, "configName": config or "none"}.items():
+        _plain(path, key, value)
+    for split, counts in lengths.items():
+        _plain(path, "splits", split)
+        if any(not 0 <= count < _MOST for count in counts):
+            raise SourceError(
+                f"declares shards of {min(counts)} to {max(counts)} records",
+                file=path,
+                key="shardLengths",
+                todo="restore it from the source",
+            )
     kind = tree.get("fileFormat") or "tfrecord"
     if kind not in ("tfrecord", array_record_file.KIND):
         raise SourceError(
@@ -93,16 +109,34 @@ def read_info(folder: Path) -> Info:
             todo="convert it with tensorflow-datasets' convert_format to tfrecord",
         )
     templates = {row["name"]: row.get("filepathTemplate") or TEMPLATE for row in declared}
-    info = Info(path, text, tree, name, version, tree.get("configName") or "", templates, [], kind)
+    info = Info(path, text, tree, name, version, config, templates, [], kind)
     for split, shards in lengths.items():
         files = [
             Shard(split, i, folder / info.shard_name(split, i, len(shards)), records)
             for i, records in enumerate(shards)
         ]
         info.splits.append(Split(split, files))
+    names = [shard.path.name for split in info.splits for shard in split.shards]
+    if len({INFO, FEATURES, *names}) < len(names) + 2:
+        raise SourceError(
+            "gives two files the same name",
+            file=path,
+            key="filepathTemplate",
+            todo="restore it from the source",
+        )
     if not any(split.records for split in info.splits):
         raise SourceError("declares no records", file=path, todo="give a dataset that has some")
     return info
+
+
+def _plain(path: Path, key: str, value: object) -> None:
+    if not is_plain_name(value):
+        raise SourceError(
+            f"{str(value)[:80]!r} is not the name of a file or folder",
+            file=path,
+            key=key,
+            todo="restore it from the source",
+        )
 
 
 def find_folder(data_dir: Path, names: Sequence[str]) -> Path:

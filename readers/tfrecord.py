@@ -16,6 +16,7 @@ from pathlib import Path
 import google_crc32c
 
 from .errors import SourceError
+from .files import open_regular
 
 HEADER, FOOTER = 12, 4
 OVERHEAD = HEADER + FOOTER
@@ -76,10 +77,10 @@ def read_frames(path: Path) -> Iterator[Frame]:
     it declares.
 
     Raises:
-        SourceError: the file cannot be opened.
+        SourceError: the file cannot be opened, or is a pipe or a device.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below, the open alone is guarded
+        file = open_regular(path)
     except OSError as error:
         raise SourceError(
             f"cannot be opened ({error.strerror})",

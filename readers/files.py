@@ -1,0 +1,56 @@
+"""Opening what lies in a dataset's folder, which may be anything: a pipe, a device, a huge file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import SourceError
+
+_TEXT = 1 << 26  # bytes; metadata of a hundred thousand shards is a megabyte
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file (or a link to one), to read; a pipe or a device would never end.
+
+    Raises:
+        OSError: it cannot be opened.
+        SourceError: it is no regular file.
+    """
+    # Without O_NONBLOCK the open alone would wait for a pipe's writer.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise SourceError("is no regular file", file=path, todo="restore it from the source")
+    return open(handle, "rb")
+
+
+def read_text(path: Path) -> str:
+    """What a metadata file says.
+
+    Raises:
+        SourceError: it is missing, no regular file, too large for metadata, or not UTF-8.
+    """
+    try:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > _TEXT:
+                raise SourceError(
+                    f"is more than {_TEXT} bytes long, too much for metadata",
+                    file=path,
+                    todo="restore it from the source",
+                )
+            return file.read().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise SourceError(
+            f"cannot be read ({reason})", file=path, todo="restore it from the source"
+        ) from None
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether `name` is the name of one file or folder, and no path that leads elsewhere."""
+    if not isinstance(name, str) or name in ("", ".", "..") or len(name.encode()) > 255:
+        return False
+    return not any(char in "/\\" or ord(char) < 32 for char in name)

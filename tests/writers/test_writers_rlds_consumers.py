@@ -5,6 +5,9 @@ strings; octo takes an empty string for a camera that is not there.
 """
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,3 +175,33 @@ def test_slices_and_shuffles_of_tfds_work_on_the_copy(tf, tfds, copied):
     assert sorted(rows) == [f"/data/success/{n}.h5".encode() for n in range(5)]
     described = json.loads((copied / "features.json").read_text())
     assert "synthetic" in json.dumps(described)
+
+
+def test_the_rlds_package_reads_the_copy(copied, droid_source):
+    """Its own transformations, in an environment of its own (tests/peers/rlds018.txt)."""
+    root = Path(__file__).parents[2]
+    own = root / ".venv-rlds018" / "bin" / "python"
+    python = Path(os.environ.get("WRISTAUGMENT_PEER_RLDS018") or own)
+    if not python.exists():
+        pytest.skip(f"no environment with rlds 0.1.8 (tests/peers/rlds018.txt) at {own.parents[1]}")
+
+    def read(folder, key):
+        script = [str(python), "tests/peers/rlds018.py", str(folder), "train", key]
+        quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        quiet.pop("PYTHONPATH", None)
+        run = subprocess.run(script, cwd=root, env=quiet, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-2000:]
+        return json.loads(run.stdout.splitlines()[-1])
+
+    got = read(copied, KEY)
+    assert got["firsts"] == [1] * 5
+    for number, row in enumerate(got["episodes"]):
+        due = [expected(number % 3, step) for step in range(row["steps"])]
+        assert row["shape"] == [len(due), *SIZE, 3] and row["dtype"] == "uint8"
+        assert row["pairs"] == [[2, *SIZE, 3]]
+        np.testing.assert_allclose(row["means"], due, atol=2)
+        assert row["valid"] == [colour > 0 for colour in due]
+    # Everything else that was observed, the other cameras too, is the source's.
+    kept = [row["others"] for row in got["episodes"]]
+    assert len(set(kept)) == 5
+    assert kept == [row["others"] for row in read(droid_source, "")["episodes"]]

@@ -21,7 +21,7 @@ $(VENV)/.base: setup.cfg constraints.txt
 install-test: $(VENV)/.test
 
 $(VENV)/.test: $(VENV)/.base
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[test,umi]'
 	touch $@
 
 install-sim: $(VENV)/.sim
@@ -40,7 +40,23 @@ demo: install
 	@echo "dataset: $(OUT)  (tfds.load('droid_101', data_dir='$(OUT)'))"
 	@echo "page:    $(OUT)-page.html  (open it in a browser)"
 
-test: install-test
+# Loaders that others wrote and that our own versions leave behind, each in an environment of its own
+# (tests/peers/NAME.txt). Those of BESIDE also see this project's packages, by a .pth line.
+PEERS := hdf5 lerobot lerobot21 zarr2 rlds018
+BESIDE := hdf5 lerobot lerobot21
+
+.PHONY: peers
+peers: $(PEERS:%=.venv-%/.ready)
+
+.venv-%/.ready: tests/peers/%.txt $(VENV)/.test
+	$(PYTHON) -m venv --without-pip .venv-$*
+	$(BIN)/python -m pip --disable-pip-version-check --python .venv-$*/bin/python install -q \
+	  $(if $(filter $*,$(BESIDE)),--no-deps) -r $<
+	$(if $(filter $*,$(BESIDE)),$(BIN)/python -c "import sysconfig as s; print(s.get_path('purelib'))" \
+	  > $$(.venv-$*/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")/main.pth)
+	touch $@
+
+test: install-test peers
 	$(BIN)/python -m pytest
 
 lint: install-test
@@ -69,4 +85,4 @@ sample: install-sim
 	$(BIN)/wristaugment simulate --steps 18 --split test --episodes 12 --shards 3 --out $(SAMPLE)
 
 clean:
-	rm -rf $(OUT) $(OUT)-page.html
+	rm -rf $(OUT) $(OUT)-page.html $(PEERS:%=.venv-%)

@@ -39,6 +39,11 @@ class Format:
 FORMATS = (
     Format("rlds", "RLDS / TFDS (features.json, dataset_info.json): DROID, Open-X", "droid/1.0.1"),
     Format(
+        "droid_raw",
+        "raw DROID (trajectory.h5, metadata_*.json, recordings/MP4 in a folder an episode)",
+        "droid_raw/1.0.1",
+    ),
+    Format(
         "replay_buffer",
         "zarr ReplayBuffer, a folder or a zip (data/, meta/episode_ends): diffusion_policy, UMI",
         "dataset.zarr.zip",

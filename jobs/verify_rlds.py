@@ -103,16 +103,16 @@ class Comparison:
         old, new = self.source.features, self.copy.features
         name = self.plan.get("wrist_key") or self._new_picture()
         if name is None:
-            self.problem(new.path, "has no new camera under steps/observation")
+            self.problem(new.path, "has no new camera")
             return None
         name = name.removeprefix("steps/").removeprefix("observation/")
         for key, kind in ((name, "Image"), (VALID, "Scalar")):
-            leaf = new.leaves.get(f"steps/observation/{key}")
+            leaf = new.leaves.get(self._flat(key))
             if leaf is None or leaf.kind != kind:
-                self.problem(new.path, "is not declared as it must be", key=f"observation/{key}")
+                self.problem(new.path, "is not declared as it must be", key=self._flat(key))
                 return None
         for flat in old.leaves.keys() | new.leaves.keys():
-            own = flat in (f"steps/observation/{name}", f"steps/observation/{VALID}")
+            own = flat in (self._flat(name), self._flat(VALID))
             if not own and old.leaves.get(flat) != new.leaves.get(flat):
                 state = "missing" if flat not in new.leaves else "not as in the source"
                 self.problem(new.path, f"this feature is {state}", key=flat)
@@ -121,6 +121,10 @@ class Comparison:
         if trees[0] != trees[1]:
             self.problem(new.path, "differs from the source's apart from the new features")
         return name, VALID
+
+    def _flat(self, name: str) -> str:
+        """The key in a record of a feature beside the cameras."""
+        return f"steps/{self.source.features.home}{name}"
 
     def _new_picture(self) -> str | None:
         """The one camera that the copy has and the source has not."""
@@ -286,7 +290,7 @@ class Comparison:
         from ..writers.splice import without
 
         self.counts["records"] += 1
-        flat = [f"steps/observation/{name}" for name in names]
+        flat = [self._flat(name) for name in names]
         kept = raw.payload
         if any(key in self.source.features.leaves for key in flat):  # replaced in the copy
             kept = without(self.source.index(raw), flat)
@@ -306,7 +310,7 @@ class Comparison:
         from ..readers.example import ExampleIndex
         from ..readers.pictures import decode_stream
 
-        flat = [f"steps/observation/{name}" for name in names]
+        flat = [self._flat(name) for name in names]
         try:
             extra = ExampleIndex(added)
             if sorted(extra) != sorted(flat):

@@ -149,7 +149,7 @@ class RldsDataset(Dataset):
 
     def flags(self, raw: RldsRecord, name: str) -> np.ndarray | None:
         """[T] numbers at steps/observation/`name`; None where the dataset has none."""
-        leaf = self.features.find(f"observation/{name}")
+        leaf = self.features.find(self.features.home + name)
         if leaf is None:
             return None
         index = self.index(raw)

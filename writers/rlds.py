@@ -69,7 +69,7 @@ class RldsCopy(DatasetCopy):
                 key=wrist_key,
                 todo="choose another --wrist-key",
             )
-        return short, _OBSERVATION + short
+        return short, self.dataset.features.home + short
 
     def shard_path(self, shard: Shard) -> Path:
         """Where the copy of a shard belongs; its name tells the copy's number of shards."""

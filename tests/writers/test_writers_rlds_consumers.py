@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from copying import write_copy
 from wristaugment.readers import open_dataset
 from wristaugment.readers.episode import WristStream
 from wristaugment.readers.errors import SourceError
@@ -42,7 +43,6 @@ def copied(droid_source, tmp_path_factory, tfds):
     dataset = open_dataset(droid_source, "droid")
     out = tmp_path_factory.mktemp("copied")
     copy = RldsCopy(dataset, out, size=SIZE, description="synthetic")
-    copy.folder.mkdir(parents=True)
 
     def make(raw):
         if raw.record.index == 0:
@@ -55,7 +55,7 @@ def copied(droid_source, tmp_path_factory, tfds):
         frames[1], valid[1] = 0, False
         return WristStream(frames, valid, np.ones(steps, np.float32))
 
-    copy.finish([copy.write_shard(s, copy.shard_path(s), make) for s in copy.shards])
+    write_copy(copy, make)
     return copy.folder
 
 

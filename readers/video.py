@@ -244,10 +244,14 @@ def open_video(path: Path | str) -> Video:
 
 @dataclass(frozen=True)
 class Header:
-    """What a video file's header says: how many frames (0 = it does not say), and their size."""
+    """What a video file's header says: how many frames, their size, how many a second.
+
+    Of frames and fps, 0 means that it does not say.
+    """
 
     frames: int
     size: tuple[int, int]
+    fps: Fraction = Fraction(0)
 
 
 def read_header(path: Path | str) -> Header:
@@ -261,4 +265,5 @@ def read_header(path: Path | str) -> Header:
             raise SourceError("holds no video", file=path, todo=_DAMAGED)
         stream = container.streams.video[0]
         codec = stream.codec_context
-        return Header(stream.frames, (codec.height, codec.width))
+        rate = Fraction(stream.average_rate or 0)
+        return Header(stream.frames, (codec.height, codec.width), rate)

@@ -58,7 +58,7 @@ def test_times_and_numbers_agree(tmp_path):
     assert numbers.tolist() == [0, 7, 7, 59, 59, 0]
     assert far[:2].max() < 1e-6 and abs(far[2] - 0.4 / 15) < 1e-6 and far[4] > 90
     assert video.seconds(7) == pytest.approx(7 / 15, abs=1e-6)
-    assert read_header(tmp_path / "a.mp4") == Header(COUNT, SIZE)
+    assert read_header(tmp_path / "a.mp4") == Header(COUNT, SIZE, Fraction(15))
 
 
 def test_encoded_frames_come_in_parts(tmp_path):

@@ -140,6 +140,28 @@ def read_metadata(folder: Path) -> Metadata:
         ) from None
 
 
+def read_sidecar(folder: Path) -> dict[str, dict]:
+    """What was said of the streams that were added to an episode: name -> description, flags.
+
+    Raises:
+        SourceError: it is damaged.
+    """
+    path = folder / SIDECAR
+    if not path.is_file():
+        return {}
+    try:
+        streams = json.loads(path.read_bytes())["streams"]
+        if not all(isinstance(row, dict) for row in streams.values()):
+            raise ValueError("a stream is no object")
+        return streams
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SourceError(
+            f"does not say which streams were added ({error})",
+            file=path,
+            todo="make this copy again",
+        ) from None
+
+
 def video_name(name: str) -> bool:
     """Whether a text can be the name of a video beside others."""
     return bool(_NAME.fullmatch(name)) and ".." not in name

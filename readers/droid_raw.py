@@ -32,6 +32,7 @@ from .droid_folder import (
     files_of,
     find_episodes,
     read_metadata,
+    read_sidecar,
     refuse_link,
     video_name,
 )
@@ -295,14 +296,14 @@ class DroidRaw(Dataset):
                 else:
                     anchors.append(view)
             gripper = self._maybe(file, _GRIPPER, steps)
+            if gripper is not None:
+                gripper = np.clip(gripper.reshape(steps, -1)[:, 0], 0, 1)
             episode = Episode(
                 raw.record,
                 anchors,
                 language=metadata.language,
                 eef_pose=eef,
-                gripper=None
-                if gripper is None
-                else np.clip(gripper.reshape(steps, -1)[:, 0], 0, 1),
+                gripper=gripper,
                 dropped=dropped,
             )
             hand = metadata.serials.get(WRIST)
@@ -432,7 +433,7 @@ class DroidRaw(Dataset):
         for path in sorted((self.file_of(raw.record) / VIDEOS).glob("*.mp4")):
             with contextlib.suppress(SourceError):
                 refuse_link(path, self.folder)
-                if fps := self._video(raw, path).fps:
+                if fps := read_header(path).fps:
                     return fps
         return None
 
@@ -487,28 +488,6 @@ class DroidRaw(Dataset):
 
     def other_files(self) -> Iterator[Path]:
         return iter(self._others)
-
-
-def read_sidecar(folder: Path) -> dict[str, dict]:
-    """What was said of the streams that were added to an episode: name -> description, flags.
-
-    Raises:
-        SourceError: it is damaged.
-    """
-    path = folder / SIDECAR
-    if not path.is_file():
-        return {}
-    try:
-        streams = json.loads(path.read_bytes())["streams"]
-        if not all(isinstance(row, dict) for row in streams.values()):
-            raise ValueError("a stream is no object")
-        return streams
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SourceError(
-            f"does not say which streams were added ({error})",
-            file=path,
-            todo="make this copy again",
-        ) from None
 
 
 def _look(frames) -> np.ndarray:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..readers.dataset import Shard
-from ..readers.droid_folder import SIDECAR, STEREO, VIDEOS, video_name
-from ..readers.droid_raw import DroidRaw, read_sidecar
+from ..readers.droid_folder import SIDECAR, STEREO, VIDEOS, read_sidecar, video_name
+from ..readers.droid_raw import DroidRaw
 from ..readers.errors import SourceError
 from .atomic import copy_atomic
 from .copy import (

@@ -268,12 +268,8 @@ class ReplayBuffer(Dataset):
             return False
         if not eef[1]:
             return position.shape[1] == 6
-        return (
-            position.shape[1] == 3
-            and rotation is not None
-            and len(rotation.shape) == 2
-            and rotation.shape[1] in (3, 4)
-        )
+        turns = rotation is not None and rotation.shape[1:] in ((3,), (4,))
+        return position.shape[1] == 3 and turns
 
     # ---- records
 

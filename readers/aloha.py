@@ -66,7 +66,9 @@ class AlohaDataset(Hdf5Dataset):
             if (found := dataset_at(group, part)) is not None:
                 yield part, found
         images = group_at(group, IMAGES)
-        for name in () if images is None else links(images):
+        if images is None:
+            return
+        for name in links(images):
             if (found := dataset_at(images, name)) is not None:
                 yield f"{IMAGES}/{name}", found
 

@@ -37,7 +37,7 @@ def library() -> Any:
         SourceError: it is not installed (there are packages of it for Linux and macOS).
     """
     try:
-        from array_record.python import array_record_module
+        from array_record.python import array_record_module  # type: ignore[attr-defined]
     except ImportError:
         raise SourceError(
             "array_record files need the package array_record",

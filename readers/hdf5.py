@@ -17,6 +17,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from h5py import h5l, h5o  # type: ignore[attr-defined]
 
 from .errors import SourceError
 
@@ -115,11 +116,11 @@ def links(group: h5py.Group) -> dict[str, Link]:
 
     def see(name: bytes, info) -> None:
         text = name.decode("utf-8", "surrogateescape")
-        if info.type == h5py.h5l.TYPE_HARD:
+        if info.type == h5l.TYPE_HARD:
             found[text] = Link("hard")
-        elif info.type == h5py.h5l.TYPE_SOFT:
+        elif info.type == h5l.TYPE_SOFT:
             found[text] = Link("soft", _text(group.id.links.get_val(name)))
-        elif info.type == h5py.h5l.TYPE_EXTERNAL:
+        elif info.type == h5l.TYPE_EXTERNAL:
             file, target = group.id.links.get_val(name)
             found[text] = Link("external", _text(target), _text(file))
         else:
@@ -138,11 +139,11 @@ def link(group: h5py.Group, name: str) -> Link | None:
     if not group.id.links.exists(raw):
         return None
     info = group.id.links.get_info(raw)
-    if info.type == h5py.h5l.TYPE_HARD:
+    if info.type == h5l.TYPE_HARD:
         return Link("hard")
-    if info.type == h5py.h5l.TYPE_SOFT:
+    if info.type == h5l.TYPE_SOFT:
         return Link("soft", _text(group.id.links.get_val(raw)))
-    if info.type == h5py.h5l.TYPE_EXTERNAL:
+    if info.type == h5l.TYPE_EXTERNAL:
         file, target = group.id.links.get_val(raw)
         return Link("external", _text(target), _text(file))
     return Link("other")
@@ -196,7 +197,8 @@ def refuse_links(file: h5py.File, path: Path, root: Path) -> None:
         SourceError: there is one, or groups lie deeper in each other than anything sane.
     """
     inside = root.resolve()
-    seen, groups = set(), [(file["/"], "", 0)]
+    seen: set[int] = set()
+    groups: list[tuple[h5py.Group, str, int]] = [(file, "", 0)]
     while groups:
         group, where, depth = groups.pop()
         if depth > _DEPTH:
@@ -221,15 +223,17 @@ def refuse_links(file: h5py.File, path: Path, root: Path) -> None:
                     )
             elif found.kind == "hard":
                 with contextlib.suppress(*HDF5_ERRORS):
-                    info = h5py.h5o.get_info(group.id, name.encode("utf-8", "surrogateescape"))
-                    if info.type == h5py.h5o.TYPE_GROUP and info.addr not in seen:
+                    info = h5o.get_info(group.id, name.encode("utf-8", "surrogateescape"))
+                    if info.type == h5o.TYPE_GROUP and info.addr not in seen:
                         seen.add(info.addr)
-                        groups.append((group[name], key, depth + 1))
+                        inner = group[name]
+                        assert isinstance(inner, h5py.Group)
+                        groups.append((inner, key, depth + 1))
 
 
 def address(thing: h5py.Group | h5py.Dataset) -> int:
     """What tells two names of one object from two objects."""
-    return int(h5py.h5o.get_info(thing.id).addr)
+    return int(h5o.get_info(thing.id).addr)
 
 
 def elsewhere(dataset: h5py.Dataset) -> str | None:

@@ -189,7 +189,7 @@ class Hdf5Dataset(Dataset):
             for path in sorted(own):
                 if (group := link_free(file, path)) is not None:
                     told[address(group)] = path
-            yield from walk(file["/"], "", own.__contains__, told)
+            yield from walk(file, "", own.__contains__, told)
 
     def skipped(self, path: str) -> bool:
         """Whether `content` leaves out a path, since it is told in another way."""
@@ -360,8 +360,8 @@ class Hdf5Dataset(Dataset):
                 with opened(shard.path) as file, named(file=shard.path):
                     group = group_at(self.group_of(file, raw), self.pictures)
                     found = []
-                    for name in () if group is None else links(group):
-                        dataset = dataset_at(group, name)
+                    for name in {} if group is None else links(group):
+                        dataset = dataset_at(group, name) if group is not None else None
                         key = f"{self.pictures}/{name}"
                         if dataset is not None and not unsound(dataset):
                             found.append(self.stream_of(key, dataset))

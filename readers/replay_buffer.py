@@ -327,7 +327,7 @@ class ReplayBuffer(Dataset):
         anchors: list[View] = []
         dropped: dict[str, str] = {}
         for camera in self.profile.anchors:
-            view = View(camera.key, self._rgb(raw, camera.key))  # type: ignore[arg-type]
+            view = View(camera.key, self._rgb(raw, camera.key))
             reason = no_picture(_look(view.frames))
             if reason:
                 dropped[camera.key] = reason
@@ -342,7 +342,7 @@ class ReplayBuffer(Dataset):
         )
         if wrist is not None:
             name = self._stream(wrist)
-            episode.wrist = View(name, self._rgb(raw, name))  # type: ignore[arg-type]
+            episode.wrist = View(name, self._rgb(raw, name))
             if reason := no_picture(_look(episode.wrist.frames)):
                 raise self.error(
                     raw, f"the wrist stream is {reason}", name, "leave this episode out"
@@ -432,7 +432,7 @@ class ReplayBuffer(Dataset):
             return channels_last(self._values(raw, name, steps), meta)
 
         assert meta.dtype is not None
-        return Frames((self.steps(raw), *tail), read, meta.dtype)  # type: ignore[arg-type]
+        return Frames((self.steps(raw), *tail), read, meta.dtype)
 
     def flags(self, raw: RawRecord, name: str) -> np.ndarray | None:
         meta = self.arrays.get(f"{DATA}/{name.removeprefix(f'{DATA}/')}")
@@ -494,6 +494,6 @@ class ReplayBuffer(Dataset):
         return SourceError(found, file=self.folder, key=key, todo="fetch or mend the store")
 
 
-def _look(frames: np.ndarray) -> np.ndarray:
+def _look(frames: np.ndarray | Frames) -> np.ndarray:
     """A few pictures from start to end."""
     return frames[np.unique(np.linspace(0, len(frames) - 1, _LOOK).astype(int))]

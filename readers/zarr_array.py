@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numcodecs
 import numpy as np
 import zarr
+from numcodecs import registry  # type: ignore[attr-defined]
 from zarr.abc.store import Store as ZarrStore
+from zarr.abc.store import SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 
 from .errors import SourceError
@@ -193,7 +194,7 @@ class Array:
 class _OneArray(ZarrStore):
     """One array of a Store, as zarr sees it; chunks are looked at before they are decoded."""
 
-    supports_writes = supports_deletes = supports_listing = False
+    supports_writes = supports_deletes = supports_listing = False  # type: ignore[assignment]
 
     def __init__(self, store: Store, meta: ArrayMeta):
         super().__init__(read_only=True)
@@ -218,7 +219,7 @@ class _OneArray(ZarrStore):
         if byte_range is None:
             return buffer
         size = len(buffer)
-        if hasattr(byte_range, "suffix"):
+        if isinstance(byte_range, SuffixByteRequest):
             return buffer[max(0, size - byte_range.suffix) :]
         start = getattr(byte_range, "start", getattr(byte_range, "offset", 0))
         return buffer[start : getattr(byte_range, "end", size)]
@@ -264,7 +265,7 @@ def need_codecs(store: Store, meta: ArrayMeta) -> None:
         register_codecs(verbose=False)
     if meta.zarr_format == V2:
         for name in meta.codecs:
-            if name not in numcodecs.registry.codec_registry and not _entry_point(name):
+            if name not in registry.codec_registry and not _entry_point(name):
                 raise _wrong(
                     store,
                     meta.name,
@@ -289,7 +290,7 @@ def without_consolidated(tree: dict) -> dict:
 
 
 def _entry_point(name: str) -> bool:
-    return name in numcodecs.registry.entries
+    return name in registry.entries
 
 
 def _parsed(name: str, zarr_format: int, tree: dict, text: str) -> ArrayMeta:

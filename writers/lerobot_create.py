@@ -111,7 +111,9 @@ class _Dataset:
                  if not isinstance(values, list)}  # fmt: skip
         self._write_rows(index, table)
         for view, short in self.cameras.items():
-            stats[IMAGES + short] = self._write_video(index, short, episode.views[view].frames)
+            stats[IMAGES + short] = self._write_video(
+                index, short, np.asarray(episode.views[view].frames)
+            )
         names = NAMES if self.major == 2 else (*NAMES, *QUANTILES)
         stats = {key: {name: values[name] for name in names} for key, values in stats.items()}
         self.saved.append(_Saved(index, episode.steps, task, stats, self._total))

@@ -11,6 +11,9 @@ import hashlib
 import numpy as np
 
 from ..readers.episode import Episode, WristStream
+from ..readers.frames import Frames
+
+_BLOCK = 16  # frames read at a time
 
 
 class ConstantAugmenter:
@@ -25,9 +28,22 @@ class ConstantAugmenter:
         self.fingerprint: dict[str, str] = {}
 
     def __call__(
-        self, episode: Episode, *, seed: int, pose: str = "auto", progress=None
+        self,
+        episode: Episode,
+        *,
+        seed: int,
+        pose: str = "auto",
+        geometry: str = "auto",
+        progress=None,
     ) -> WristStream:
-        """T frames of one grey level each, all valid, with no coverage (nothing was projected)."""
+        """T frames of one grey level each, all valid, with no coverage (nothing was projected).
+
+        Every anchor frame is read once, as other recipes do, so that what is damaged shows.
+        """
+        for view in episode.anchors:
+            if isinstance(view.frames, Frames):
+                for start in range(0, len(view.frames), _BLOCK):
+                    view.frames[start : start + _BLOCK]
         height, width = self.recipe.wrist_size
         first = hashlib.sha256(str(seed).encode()).digest()[0]
         levels = (first + np.arange(episode.length)) % 256

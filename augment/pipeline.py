@@ -113,7 +113,9 @@ class Augmenter:
             network = load_generator(located["generation"].path).to(device)
             self.generator = ClipGenerator(network)
 
-    def reconstruct(self, episode: Episode, pose: str = "auto") -> Reconstruction:
+    def reconstruct(
+        self, episode: Episode, pose: str = "auto", geometry: str = "auto"
+    ) -> Reconstruction:
         """Stage 1 alone; SourceError where the episode cannot be reconstructed."""
         if not episode.anchors:
             listed = "; ".join(f"{key}: {why}" for key, why in episode.dropped.items())
@@ -123,7 +125,9 @@ class Augmenter:
                 todo="name other cameras with --anchor-keys",
             )
         try:
-            found = reconstruct(self.reconstruction, episode, self.recipe, pose=pose)
+            found = reconstruct(
+                self.reconstruction, episode, self.recipe, pose=pose, geometry=geometry
+            )
         except ValueError as error:
             raise SourceError(str(error), record=episode.record.index) from error
         if self.wrist_fov is not None:
@@ -153,12 +157,18 @@ class Augmenter:
 
     @torch.no_grad()
     def __call__(
-        self, episode: Episode, *, seed: int, pose: str = "auto", progress=None
+        self,
+        episode: Episode,
+        *,
+        seed: int,
+        pose: str = "auto",
+        geometry: str = "auto",
+        progress=None,
     ) -> WristStream:
         """The wrist stream of an episode.
 
         Args:
-            seed: of the sampler's noise. pose: see `reconstruct.reconstruct`.
+            seed: of the sampler's noise. pose, geometry: see `reconstruct.reconstruct`.
             progress: called with the number of timesteps finished, as they finish.
         """
         seconds: dict[str, float] = {}
@@ -170,9 +180,9 @@ class Augmenter:
             seconds[stage] = time.perf_counter() - start
 
         with clock("reconstruct"):
-            geometry = self.reconstruct(episode, pose)
+            found = self.reconstruct(episode, pose, geometry)
         with clock("project"):
-            maps, K = self.project(episode, geometry)
+            maps, K = self.project(episode, found)
         if self.generator is None:
             frames = maps.filled.copy()
         else:
@@ -186,9 +196,9 @@ class Augmenter:
             coverage=maps.coverage,
             condition=maps.color,
             holes=~maps.covered,
-            pose=geometry.wrist_pose.numpy(),
+            pose=found.wrist_pose.numpy(),
             K=K,
-            notes=geometry.notes,
+            notes=found.notes,
             seconds=seconds,
         )
 

@@ -92,17 +92,25 @@ def read_calibration(anchors: list[View], size: tuple[int, int]) -> Calibration 
 
 @torch.no_grad()
 def reconstruct(
-    network: VGGT, episode: Episode, recipe: Recipe, *, pose: str = "auto", batch: int = 8
+    network: VGGT,
+    episode: Episode,
+    recipe: Recipe,
+    *,
+    pose: str = "auto",
+    geometry: str = "auto",
+    batch: int = 8,
 ) -> Reconstruction:
     """Run the network over an episode.
 
     Args:
         pose: `measured` (kinematics and hand-eye calibration), `head` (the wrist head) or `auto`
             (measured where the episode has it).
+        geometry: `recorded` (the depth that the dataset has of every anchor), `predicted` (the
+            network's) or `auto` (recorded where the episode has it and its anchors are calibrated).
         batch: timesteps a pass.
 
     Raises:
-        ValueError: a measured pose was asked for and the episode has none.
+        ValueError: a measured pose or recorded depth was asked for and the episode has none.
     """
     anchors = episode.anchors
     size = network_size(*anchors[0].size, recipe)
@@ -115,6 +123,13 @@ def reconstruct(
         found.notes["geometry"] = "depth from the anchors with the dataset's cameras"
     else:
         found = _from_anchors_alone(frames, size, recipe, known)
+    if geometry != "predicted":
+        depth = recorded_depth(episode, size) if known is not None else None
+        if depth is not None and known is not None:
+            _take_depth(found, depth, known)
+        elif geometry == "recorded":
+            lacks = "depth of every anchor" if known is not None else "calibrated anchors"
+            raise ValueError(f"the data have no {lacks}; use --geometry predicted")
     found.wrist_pose = found.wrist_pose @ found.pose[..., 0, :, :]
     measured = episode.measured_wrist_pose() if found.calibrated else None
     if pose == "measured" and measured is None:
@@ -132,6 +147,39 @@ def reconstruct(
         why = "asked for" if pose == "head" else "the data have no calibrated hand camera"
         found.notes["pose"] = f"head: the wrist head's prediction ({why})"
     return found
+
+
+def recorded_depth(episode: Episode, size: tuple[int, int]) -> Tensor | None:
+    """[T, S, h, w] metres as the dataset has them (0 = unknown), or None if an anchor lacks it.
+
+    Taken at the nearest pixel: a mean over an edge would lie where nothing is.
+    """
+    out = []
+    for view in episode.anchors:
+        if view.depth is None:
+            return None
+        depth = torch.as_tensor(np.asarray(view.depth)).float()
+        out.append(F.interpolate(depth[:, None], size, mode="nearest-exact")[:, 0])
+    return torch.stack(out, dim=1)
+
+
+def _take_depth(found: Reconstruction, depth: Tensor, known: Calibration) -> None:
+    """Put recorded depth and cameras in the place of what the network found.
+
+    The wrist's poses, still relative to the first anchor, get the scale that the depths tell where
+    the cameras told none.
+    """
+    if not found.calibrated:
+        both = (depth > 0) & (found.depth > 0)
+        if both.any():
+            found.wrist_pose[:, :3, 3] *= (depth[both] / found.depth[both]).median()
+    if found.wrist_fov.ndim == 2:  # estimated frame by frame
+        found.wrist_fov = found.wrist_fov.median(dim=0).values
+    found.depth, found.points, found.calibrated = depth, None, True
+    found.K, found.pose = known.K, known.pose
+    # Known or unknown, nothing between: every threshold lies below the one and above the other.
+    found.confidence = torch.where(depth > 0, torch.inf, -torch.inf)
+    found.notes["geometry"] = "depth and cameras of the dataset"
 
 
 def run_network(

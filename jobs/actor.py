@@ -29,7 +29,8 @@ class Work:
     """What an actor must know of the job. All of it is small and picklable.
 
     Attributes:
-        size: (height, width) of the new stream.
+        size: (height, width) of the new stream. made: at which the recipe makes it; frames are
+            resized where the two differ.
         settings: of the recipe, as in --set. device: "cpu" or "cuda".
     """
 
@@ -45,7 +46,9 @@ class Work:
     device: str
     wrist_key: str
     size: tuple[int, int]
+    made: tuple[int, int]
     pose: str
+    geometry: str
     seed: int
     replace: bool
     description: str
@@ -79,14 +82,14 @@ class Work:
 
         recipe = change_recipe(get_recipe(self.recipe), self.settings)
         located = locate(recipe, Path(self.weights) if self.weights else None)
-        refuse_small_gpu(recipe, located, self.size, views)
+        refuse_small_gpu(recipe, located, self.made, views)
 
     def open_augmenter(self):
         """The recipe, with its weights on the device."""
         from ..augment.recipe import change_recipe, get_recipe
 
         recipe = change_recipe(get_recipe(self.recipe), self.settings)
-        recipe = dataclasses.replace(recipe, wrist_size=self.size)
+        recipe = dataclasses.replace(recipe, wrist_size=self.made)
         if recipe.generator == "constant":  # torch takes seconds to load, and this needs none
             from ..augment.constant import ConstantAugmenter
 
@@ -95,6 +98,23 @@ class Work:
 
         weights = Path(self.weights) if self.weights else None
         return make_augmenter(recipe, device=self.device, weights=weights)
+
+    def make_stream(self, dataset, augmenter, raw):
+        """The wrist stream of one record, at the size that is written.
+
+        Raises:
+            SourceError: the record cannot be read, or cannot be made.
+        """
+        from ..augment.seeds import record_seed
+
+        episode = dataset.episode(raw, depth=self.geometry != "predicted")
+        seed = record_seed(self.seed, raw.record)
+        stream = augmenter(episode, seed=seed, pose=self.pose, geometry=self.geometry)
+        if self.made != self.size:
+            from ..augment.assess import resize_frames
+
+            stream.frames = resize_frames(stream.frames, self.size)
+        return stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,14 +205,10 @@ class ShardActor:
 
     def _make(self, raw, quality: list[dict]):
         """The wrist stream of one record, or the SourceError that says why there is none."""
-        from ..augment.seeds import record_seed
-
         work, wrong = self.work, None
         for _ in range(2):  # the second time for what was the moment's fault and not the record's
             try:
-                episode = self.dataset.episode(raw)
-                seed = record_seed(work.seed, raw.record)
-                stream = self.augmenter(episode, seed=seed, pose=work.pose)
+                stream = work.make_stream(self.dataset, self.augmenter, raw)
                 quality.append(_quality(raw.record, stream))
                 return stream
             except SourceError as error:

@@ -75,7 +75,7 @@ def _cost(job, args, pending, episodes: int) -> dict:
     augmenter = job.work.open_augmenter()
     loading = time.perf_counter() - began
     began = time.perf_counter()
-    stream = augmenter(job.dataset.episode(raws[0]), seed=job.work.seed, pose=job.work.pose)
+    stream = job.work.make_stream(job.dataset, augmenter, raws[0])
     per_frame = (time.perf_counter() - began) / len(stream.frames)
     jpeg = _jpeg_bytes(stream.frames)
     room = len(os.sched_getaffinity(0))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import __version__
@@ -16,6 +16,7 @@ from ..augment.weights import Located, check, check_records, fingerprint
 from ..readers.dataset import Dataset, Shard
 from ..readers.errors import SourceError
 from ..writers.copy import DatasetCopy
+from ..writers.formats import usual_size
 from .actor import Work
 from .ledger import Ledger
 from .plan import make_plan, parse_size, source_fingerprint, split_values
@@ -79,7 +80,6 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
                 f"{value} is too small", key=_option(name), todo=f"give {least} or more"
             )
     recipe = change_recipe(get_recipe(args.recipe), args.set or ())
-    size = parse_size(args.wrist_size) if args.wrist_size else recipe.wrist_size
     anchor_keys = split_values(args.anchor_keys)
     splits = split_values(args.split)
     work = Work(
@@ -94,13 +94,17 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         weights=str(Path(args.weights).expanduser().absolute()) if args.weights else None,
         device="cpu",
         wrist_key=args.wrist_key,
-        size=size,
+        size=recipe.wrist_size,
+        made=recipe.wrist_size,
         pose=args.pose,
+        geometry=args.geometry,
         seed=args.seed,
         replace=args.replace,
         description=description(__version__, recipe.name),
     )
     dataset = work.open_source()
+    size, made = _sizes(args, recipe, dataset)
+    work = replace(work, size=size, made=made)
     _apart(dataset.root, Path(work.out))
     if args.pose == "measured":
         _calibrated(dataset)
@@ -108,14 +112,14 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     # Headers first: hashing gigabytes can wait for what is cheap to refuse.
     located = check(recipe, Path(work.weights) if work.weights else None, hashes=False)
     views = len(dataset.profile.anchors)
-    _fitting(located, size, views)
+    _fitting(located, made, views)
     device, cluster = _device(args, recipe, stack)
     if device == "cuda" and cluster is None:  # actors elsewhere look at their own GPU
         from ..augment.weights_memory import refuse_small_gpu
 
-        refuse_small_gpu(recipe, located, size, views)
+        refuse_small_gpu(recipe, located, made, views)
     check_records(located)
-    work = Work(**{**work.__dict__, "device": device})
+    work = replace(work, device=device)
     shards = {(shard.split, shard.index): shard for shard in copy.shards}
     plan = make_plan(
         dataset,
@@ -128,7 +132,9 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         device=device,
         wrist_key=copy.wrist_key,
         wrist_size=size,
+        made_size=made,
         pose=args.pose,
+        geometry=args.geometry,
         seed=args.seed,
         replace=args.replace,
     )
@@ -145,6 +151,26 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         shards=shards,
         cluster=cluster,
     )
+
+
+def _sizes(args, recipe: Recipe, dataset: Dataset) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((height, width) that is written, that the recipe makes).
+
+    A size that the user names is made as it is. Otherwise readers of the format may expect one,
+    which need not be what a recipe can make, or has been trained for: a video model keeps its own,
+    and nano makes no more pixels than twice its own.
+    """
+    if args.wrist_size:
+        size = parse_size(args.wrist_size)
+        return size, size
+    own = recipe.wrist_size
+    size = usual_size(dataset) or own
+    if recipe.generator == "video-dit":
+        return size, own
+    share = (2 * own[0] * own[1] / (size[0] * size[1])) ** 0.5
+    if share >= 1 or recipe.generator == "constant":
+        return size, size
+    return size, (max(8, round(size[0] * share / 8) * 8), max(8, round(size[1] * share / 8) * 8))
 
 
 def description(version: str, recipe: str) -> str:

@@ -134,7 +134,9 @@ def make_plan(
     device: str,
     wrist_key: str,
     wrist_size: tuple[int, int],
+    made_size: tuple[int, int],
     pose: str,
+    geometry: str,
     seed: int,
     replace: bool,
 ) -> dict:
@@ -165,7 +167,9 @@ def make_plan(
         "device": device,
         "wrist_key": wrist_key,
         "wrist_size": list(wrist_size),
+        "made_size": list(made_size),
         "pose": pose,
+        "geometry": geometry,
         "seed": seed,
         "replace": replace,
     }

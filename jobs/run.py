@@ -74,7 +74,10 @@ def add_parser(subparsers) -> None:
         help="name of the new stream beside the other cameras (default: %(default)s)",
     )
     result.add_argument(
-        "--wrist-size", metavar="HxW", help="its size in pixels (default: the recipe's own)"
+        "--wrist-size",
+        metavar="HxW",
+        help="its size in pixels (default: what the format's readers expect, else the recipe's "
+        "own)",
     )
     result.add_argument(
         "--replace", action="store_true", help="allow --wrist-key to name a stream that exists"
@@ -99,6 +102,13 @@ def add_parser(subparsers) -> None:
         default="auto",
         help="wrist pose from calibration and kinematics, from the wrist head, or the first where "
         "the dataset has it (default: %(default)s)",
+    )
+    how.add_argument(
+        "--geometry",
+        choices=("auto", "recorded", "predicted"),
+        default="auto",
+        help="depth that the dataset has, stage 1's, or the first where every anchor has depth and "
+        "calibration (default: %(default)s)",
     )
     how.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
     how.add_argument(

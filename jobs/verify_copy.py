@@ -18,7 +18,7 @@ import numpy as np
 from ..readers import open_dataset
 from ..readers.dataset import Dataset, RawRecord, Shard
 from ..readers.errors import SourceError
-from ..writers.copy import VALID, DatasetCopy, ShardResult, file_crc, folder_crc
+from ..writers.copy import VALID, DatasetCopy, ShardResult, file_crc, folder_entry
 from ..writers.formats import open_copy
 from .job import description
 from .ledger import FOLDER, Ledger
@@ -133,10 +133,10 @@ class Comparison:
         if not path.is_dir():
             self.problem(path, "is missing", todo="run the job again to go on")
             return
-        found = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if found != size:
-            self.problem(path, f"has {found} bytes, not {size}")
-        elif crc is not None and folder_crc(path) != crc:
+        found = folder_entry(path)
+        if found[0] != size:
+            self.problem(path, f"has {found[0]} bytes, not {size}")
+        elif crc is not None and found[1] != crc:
             self.problem(path, "is not what was published (the crc32c of its files)")
 
     def _metadata(self, results: dict) -> None:

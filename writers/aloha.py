@@ -21,6 +21,7 @@ _SPOOL = 64 << 20
 class Copy(Hdf5Copy):
     """Writes the augmented copy."""
 
+    like_siblings = True
     dataset: AlohaDataset
 
     def look_back(self, group: h5py.Group) -> int | None:

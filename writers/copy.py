@@ -85,6 +85,8 @@ class DatasetCopy(abc.ABC):
     """
 
     subset: ClassVar[bool] = True
+    default_size: ClassVar[tuple[int, int] | None] = None  # what the format's readers expect
+    like_siblings: ClassVar[bool] = False  # readers stack the cameras, so that sizes must agree
     wrist_key: str
     stream_key: str
     replaces: bool
@@ -116,6 +118,17 @@ class DatasetCopy(abc.ABC):
                 key=self.stream_key,
                 todo="choose another --wrist-key, or say --replace to overwrite it in the copy",
             )
+
+    @classmethod
+    def usual_size(cls, dataset: Dataset) -> tuple[int, int] | None:
+        """(height, width) of the new frames where the user names none; None: the recipe's own."""
+        if cls.like_siblings:
+            streams = {stream.key: stream.shape[:2] for stream in dataset.streams()}
+            for camera in dataset.profile.anchors:
+                height, width = streams.get(camera.key, (None, None))
+                if height and width:
+                    return height, width
+        return cls.default_size
 
     @property
     def shards(self) -> list[Shard]:
@@ -308,16 +321,6 @@ def file_crc(path: Path) -> int:
     with open(path, "rb", buffering=0) as file:
         while chunk := file.read(_BUFFER):
             crc = google_crc32c.extend(crc, chunk)
-    return crc
-
-
-def folder_crc(folder: Path) -> int:
-    """One crc32c of a folder: of the names, sizes and checksums of its files, in their order."""
-    crc = 0
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        line = f"{name} {path.stat().st_size} {file_crc(path)}\n"
-        crc = google_crc32c.extend(crc, line.encode())
     return crc
 
 

@@ -52,6 +52,13 @@ class Copy(DatasetCopy):
 
     dataset: LeRobotDataset
     subset = False
+    like_siblings = True
+
+    @classmethod
+    def usual_size(cls, dataset):
+        """That of the other cameras, made even, as H.264 wants it."""
+        found = super().usual_size(dataset)
+        return found and (found[0] // 2 * 2, found[1] // 2 * 2)
 
     def __init__(self, dataset: LeRobotDataset, out: Path, **options: Any):
         super().__init__(dataset, out, **options)

@@ -37,6 +37,7 @@ class Copy(DatasetCopy):
     """
 
     subset: ClassVar[bool] = False
+    like_siblings: ClassVar[bool] = True
     dataset: ReplayBuffer
 
     def __init__(self, dataset: ReplayBuffer, out: Path, **options: Any):

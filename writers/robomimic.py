@@ -15,6 +15,7 @@ from .hdf5_copy import Hdf5Copy
 class Copy(Hdf5Copy):
     """Writes the augmented copy; pictures are turned as those of the file are (see upside_down)."""
 
+    like_siblings = True
     dataset: RobomimicDataset
 
     def stream_groups(self, group: h5py.Group) -> list[h5py.Group]:

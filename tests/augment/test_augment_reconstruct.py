@@ -122,3 +122,73 @@ def test_frame_by_frame_the_scale_is_each_timesteps_own(episode):
         return float(corner.std() / corner.mean())
 
     assert spread(still) < 0.02 < 0.1 < spread(jumping)
+
+
+class Ignorant(TrueVGGT):
+    """Has no idea of depth; says it in half of its true unit."""
+
+    def __init__(self, episode, recipe):
+        super().__init__(episode, recipe)
+        self.depth = torch.ones_like(self.depth)
+        self.points = torch.ones_like(self.points)
+
+
+def with_depth(depth: bool = True):
+    dataset = open_dataset(CORPUS, "droid")
+    raw = next(iter(dataset.records(dataset.splits[0].shards[0])))
+    return dataset.episode(raw, wrist="wrist_image_left", depth=depth)
+
+
+def test_recorded_depth_takes_the_place_of_the_network_s():
+    episode, recipe = with_depth(), replace(RECIPES["nano"], wrist_size=SIZE)
+    blind = Ignorant(episode, recipe)
+    found = reconstruct(blind, episode, recipe)
+    assert found.notes["geometry"] == "depth and cameras of the dataset" and found.calibrated
+    size = network_size(*episode.anchors[0].size, recipe)
+    for s, view in enumerate(episode.anchors):
+        want = nearest_resize(view.depth, size)
+        assert np.abs(found.depth[:, s].numpy() - want).max() < 1e-6
+        known = view.depth > 0
+        assert torch.isfinite(found.depth).all() and known.any()
+    K = scaled_wrist_K(episode.wrist_K, episode.wrist_size, found.wrist_fov, recipe)
+    maps = condition_maps(
+        episode.anchors,
+        found.depth,
+        found.confidence,
+        found.K,
+        found.pose,
+        K,
+        found.wrist_pose,
+        recipe,
+    )
+    truth = resize_frames(episode.wrist.frames, SIZE).astype(float)
+    seen = maps.covered & (maps.color.max(-1) > 0)
+    error = np.abs(maps.color.astype(float) - truth).mean(-1)[seen]
+    assert seen.mean() > 0.3 and np.median(error) < 20
+
+
+def test_recorded_depth_scales_a_wrist_head_that_knows_no_metres():
+    episode, recipe = with_depth(), replace(RECIPES["nano"], wrist_size=SIZE)
+    episode.anchors = episode.anchors[:1]  # one camera: its distances tell no scale
+    network = TrueVGGT(episode, recipe)
+    found = reconstruct(network, episode, recipe, pose="head")
+    assert found.notes["pose"].startswith("head")
+    true = torch.tensor(episode.measured_wrist_pose()).float()
+    off = torch.linalg.norm(
+        torch.linalg.inv(found.wrist_pose)[:, :3, 3] - torch.linalg.inv(true)[:, :3, 3], dim=-1
+    )
+    assert off.median() < 0.1  # metres; the unit is 1.7 times as long, and jitters
+
+
+def test_geometry_that_is_not_there_is_refused_and_predicted_is_kept():
+    episode, recipe = with_depth(False), RECIPES["nano"]
+    network = TrueVGGT(with_depth(), recipe)
+    with pytest.raises(ValueError, match=r"no depth of every anchor.*--geometry predicted"):
+        reconstruct(network, episode, recipe, geometry="recorded")
+    episode = with_depth()
+    found = reconstruct(network, episode, recipe, geometry="predicted")
+    assert "dataset's cameras" in found.notes["geometry"]
+    for view in episode.anchors:
+        view.K = None
+    with pytest.raises(ValueError, match="no calibrated anchors"):
+        reconstruct(network, episode, recipe, geometry="recorded")

@@ -252,3 +252,14 @@ def test_a_damaged_piece_is_named_and_the_rest_is_made(own, tmp_path, job, damag
     summary = json.loads((out / ".wristaugment" / "manifest.json").read_text())
     assert summary["bad"] and summary["blank_episodes"] + summary["lost_episodes"] >= 1
     assert summary["valid_frames"] > 0 or own.kind.together
+
+
+def test_frames_are_as_large_as_the_format_s_readers_expect(dataset, tmp_path, job):
+    code, said = job(*run_words(dataset, tmp_path / "out"))
+    assert code == 0, said
+    source = open_dataset(dataset.path)
+    plan = json.loads((tmp_path / "out" / ".wristaugment" / "plan.json").read_text())
+    shapes = {stream.key: stream.shape[:2] for stream in source.streams()}
+    sibling = shapes[source.profile.anchors[0].key]
+    wanted = {"calvin": (84, 84), "rlds": (72, 128), "droid_raw": (72, 128)}
+    assert tuple(plan["wrist_size"]) == wanted.get(source.format, sibling)

@@ -35,7 +35,9 @@ def work(small, tmp_path) -> Work:
         device="cpu",
         wrist_key="wrist_rgb",
         size=(24, 32),
+        made=(24, 32),
         pose="auto",
+        geometry="auto",
         seed=0,
         replace=False,
         description="synthetic",
@@ -174,7 +176,7 @@ def test_the_cheap_hash_sees_both_ends_and_the_length_of_a_large_file(tmp_path):
 
 def test_constant_frames_differ_by_seed_and_step(work):
     class Episode:
-        length = 5
+        length, anchors = 5, ()
 
     augmenter = ConstantAugmenter(get_recipe("constant"))
     one, other = augmenter(Episode, seed=1), augmenter(Episode, seed=2)

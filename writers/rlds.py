@@ -22,7 +22,7 @@ from ..readers.rlds import RldsDataset, RldsRecord
 from ..readers.tfds_folder import FEATURES, INFO
 from .copy import LEFT_OUT, PLACEHOLDER, VALID, DatasetCopy, Make, ShardResult, asked, listed
 from .record_files import open_sink
-from .splice import addition, encode_jpeg, without
+from .splice import addition, encode_jpeg, encode_stream, without
 
 _OBSERVATION = "observation/"
 
@@ -132,7 +132,7 @@ class RldsCopy(DatasetCopy):
                     f"{raw.record}: a wrist stream of {frames.shape} {frames.dtype} with "
                     f"{flags.shape} flags, where {want} uint8 is due"
                 )
-            pictures = [encode_jpeg(frame, self.quality) for frame in frames]
+            pictures = encode_stream(frames, self.quality)
             valid = [int(flag) for flag in flags]
         key, valid_key = self._flat
         return addition({key: pictures}, {valid_key: valid})

@@ -88,3 +88,12 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def encode_stream(frames: np.ndarray, quality: int) -> list[bytes]:
+    """JPEGs of [T, H, W, 3] uint8 pictures; one that is as the last is not encoded again."""
+    out: list[bytes] = []
+    for step, frame in enumerate(frames):
+        same = step > 0 and np.array_equal(frame, frames[step - 1])
+        out.append(out[-1] if same else encode_jpeg(frame, quality))
+    return out

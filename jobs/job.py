@@ -105,7 +105,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     dataset = work.open_source()
     size, made = _sizes(args, recipe, dataset)
     work = replace(work, size=size, made=made)
-    _apart(dataset.root, Path(work.out))
+    _apart(dataset.folder, Path(work.out))
     if args.pose == "measured":
         _calibrated(dataset)
     copy = work.open_copy(dataset)

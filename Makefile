@@ -42,11 +42,12 @@ demo: install
 
 # Loaders that others wrote and that our own versions leave behind, each in an environment of its own
 # (tests/peers/NAME.txt). Those of BESIDE also see this project's packages, by a .pth line.
-PEERS := hdf5 lerobot lerobot21 zarr2 rlds018
+# rlds018 brings a TensorFlow of its own (1.4 GB), so that only `make peers` sets it up.
+PEERS := hdf5 lerobot lerobot21 zarr2
 BESIDE := hdf5 lerobot lerobot21
 
 .PHONY: peers
-peers: $(PEERS:%=.venv-%/.ready)
+peers: $(PEERS:%=.venv-%/.ready) .venv-rlds018/.ready
 
 .venv-%/.ready: tests/peers/%.txt $(VENV)/.test
 	$(PYTHON) -m venv --without-pip .venv-$*
@@ -56,7 +57,7 @@ peers: $(PEERS:%=.venv-%/.ready)
 	  > $$(.venv-$*/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")/main.pth)
 	touch $@
 
-test: install-test peers
+test: install-test $(PEERS:%=.venv-%/.ready)
 	$(BIN)/python -m pytest
 
 lint: install-test
@@ -85,4 +86,4 @@ sample: install-sim
 	$(BIN)/wristaugment simulate --steps 18 --split test --episodes 12 --shards 3 --out $(SAMPLE)
 
 clean:
-	rm -rf $(OUT) $(OUT)-page.html $(PEERS:%=.venv-%)
+	rm -rf $(OUT) $(OUT)-page.html $(PEERS:%=.venv-%) .venv-rlds018

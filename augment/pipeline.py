@@ -93,6 +93,7 @@ class Augmenter:
     ):
         self.recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
         self.device = device
+        self.batch = 8  # timesteps a pass of stage 1; whoever runs out of memory makes it smaller
         parts = None if generator else ("vggt", "reconstruction")
         located = locate(self.recipe, weights, parts=parts)
         self.fingerprint = fingerprint(self.recipe, located=located)
@@ -126,7 +127,12 @@ class Augmenter:
             )
         try:
             found = reconstruct(
-                self.reconstruction, episode, self.recipe, pose=pose, geometry=geometry
+                self.reconstruction,
+                episode,
+                self.recipe,
+                pose=pose,
+                geometry=geometry,
+                batch=self.batch,
             )
         except ValueError as error:
             raise SourceError(str(error), record=episode.record.index) from error

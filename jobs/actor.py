@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..readers.errors import SourceError
+from .streams import StreamStore
 
 # What another attempt or another record cannot help with: the disk or the rights.
 DISK_ERRNOS = frozenset(
@@ -166,11 +167,22 @@ class ShardActor:
         self.augmenter = self.work.open_augmenter()
         _after_loading(self.work.device)
 
-    def make_shard(self, split: str, index: int, staged: str, counter: str) -> Outcome:
+    def make_shard(
+        self,
+        split: str,
+        index: int,
+        staged: str,
+        counter: str,
+        streams: str | None = None,
+        given_up: dict[int, str] | None = None,
+    ) -> Outcome:
         """Make one shard in a new folder `staged`, fsynced; publishing it is the driver's part.
 
         Args:
-            counter: a file that grows by a byte with each episode, for the progress display.
+            counter: a file that grows by a byte with each episode, for the progress display; the
+                record that is being made stands in the file of that name with `.at` behind it.
+            streams: folder where finished episodes are kept until the shard is (see StreamStore).
+            given_up: records not to be tried any more, and why.
         """
         quality: list[dict] = []
         try:
@@ -178,10 +190,15 @@ class ShardActor:
                 self._open()
             except ValueError as error:  # SourceError, and weights that do not fit
                 return Outcome("refused", text=str(error))
-            with open(counter, "ab", buffering=0) as count:
+            # What costs nothing to make is not worth keeping.
+            keeps = streams and getattr(self.augmenter.recipe, "generator", "") != "constant"
+            store = StreamStore(Path(streams)) if streams and keeps else None
+            with open(counter, "ab", buffering=0) as count, open(f"{counter}.at", "wb") as at:
 
                 def make(raw):
-                    stream = self._make(raw, quality)
+                    os.pwrite(at.fileno(), b"%-12d" % raw.record.index, 0)
+                    stream = self._made(raw, quality, store, given_up or {})
+                    os.pwrite(at.fileno(), b"%-12d" % -1, 0)
                     # Progress is not worth a shard.
                     with contextlib.suppress(OSError):
                         count.write(b".")
@@ -200,8 +217,27 @@ class ShardActor:
             text = f"{split} shard {index}: {type(error).__name__}: {error}"
             return Outcome("failed", text=text, trace=_trace())
         finally:
-            with contextlib.suppress(OSError):
-                os.unlink(counter)
+            for name in (counter, f"{counter}.at"):
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+
+    def _made(self, raw, quality: list[dict], store: StreamStore | None, given_up: dict[int, str]):
+        """The stream of one record: given up, kept from an earlier attempt, or made now."""
+        index = raw.record.index
+        if index in given_up:
+            return SourceError(
+                given_up[index],
+                file=self.dataset.file_of(raw.record),
+                record=index,
+                todo="look at this record; `wristaugment retry` tries it again",
+            )
+        if store is not None and (kept := store.load(index)) is not None:
+            quality.append(kept[1])
+            return kept[0]
+        stream = self._make(raw, quality)
+        if store is not None and not isinstance(stream, SourceError):
+            store.keep(index, stream, quality[-1])
+        return stream
 
     def _make(self, raw, quality: list[dict]):
         """The wrist stream of one record, or the SourceError that says why there is none."""
@@ -217,6 +253,8 @@ class ShardActor:
                 if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
                     raise
                 if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+                    if self._smaller_batch():
+                        return self._make(raw, quality)
                     raise  # the machine's fault; a mark would make the bytes depend on it
                 wrong = error
         # Addresses of objects differ from run to run, and this text goes into the ledger.
@@ -227,6 +265,16 @@ class ShardActor:
             record=raw.record.index,
             todo="report it, with this record, as a fault of the recipe",
         )
+
+    def _smaller_batch(self) -> bool:
+        """Halve the timesteps that go through the network at once; False where it is one."""
+        batch = getattr(self.augmenter, "batch", 1)
+        if batch <= 1:
+            return False
+        self.augmenter.batch = batch // 2
+        if torch := sys.modules.get("torch"):
+            torch.cuda.empty_cache()
+        return True
 
     def _without_paths(self, value: Any) -> Any:
         """`value` without the source's folder in its texts: the copy must not name places."""

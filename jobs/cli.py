@@ -21,6 +21,7 @@ from .output import DISK, INTERNAL, REFUSED, DiskError, JobError
 
 COMMANDS = {
     "run": run,
+    "retry": run,
     "inspect": inspect,
     "status": status,
     "verify": verify,
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"wristaugment {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in COMMANDS.values():
+    for module in dict.fromkeys(COMMANDS.values()):
         module.add_parser(commands)
     return top
 

@@ -1,4 +1,4 @@
-"""Stopping on request: SIGINT, SIGTERM and SIGHUP are noted, and acted on where it is safe.
+"""Stopping on request: signals are noted, and acted on where it is safe.
 
 An exception raised by a signal handler inside Ray's compiled code comes out as a SystemError, so
 the handler only takes note. The second signal does what signals do: it ends the process, which
@@ -11,7 +11,8 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# SIGUSR1 is what SLURM sends ahead of a time limit (--signal=USR1@60).
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 EXIT_CODE = 75  # EX_TEMPFAIL: running it again goes on
 _asked: list[str] = []
 

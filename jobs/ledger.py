@@ -1,9 +1,12 @@
 """What is done, kept in the file system alone: OUT/.wristaugment.
 
     plan.json             what decides the bytes; written once
-    lock                  held (flock) by the one driver; empty
-    shards/<split>-<i>.json   one per published shard: its size, hash, bad records, quality
-    staging/<token>/      half-made files of the driver that runs now; gone at the end
+    lock                  held (flock) by the one driver, or shared by those of --shard; empty
+    shards/<split>-<i>.json   one per published shard: its files, checksums, bad records
+    quality/<split>-<i>.json  one per published shard: what is said of each of its episodes
+    streams/<split>-<i>/  finished episodes of a shard that is not published yet
+    staging/<token>/      half-made files of the driver that runs now; gone at the end. Drivers of
+                          --shard I/N have <I>-of-<N>.<token>/ each, and <I>-of-<N>.lock
     manifest.json         provenance; its existence says that the dataset is complete
 
 A shard is made in staging by an actor and published by the driver alone: rename, fsync of the
@@ -158,13 +161,18 @@ class Ledger:
         return found
 
     def done(self, split: str, index: int, folder: Path) -> dict | None:
-        """The recorded entry of a shard whose files are in place at their recorded sizes, or None.
+        """What was published of a shard (see `publish`) whose files are in place, or None.
 
         Args:
             folder: the copy's folder, which the recorded paths start from.
         """
         entry = self.entry(split, index)
-        return entry if entry is not None and in_place(entry, folder) else None
+        if entry is None or not in_place(entry, folder):
+            return None
+        try:
+            return {**entry, "quality": self.quality(split, index)}
+        except (OSError, ValueError):
+            return None
 
     def complete(self) -> bool:
         """True once the manifest, the last file of a job, is in place."""
@@ -177,7 +185,8 @@ class Ledger:
         except OSError:
             return False
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            # Exclusive, since the drivers of an array share it.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return False
         except BlockingIOError:
             return True
@@ -198,8 +207,11 @@ class Ledger:
     # -- writing ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def opened(self, plan: dict) -> Iterator[bool]:
+    def opened(self, plan: dict, part: tuple[int, int] | None = None) -> Iterator[bool]:
         """Hold `out` as its one driver; yields True where the job is resumed.
+
+        Args:
+            part: (i, n) holds it together with the drivers of the other parts of n.
 
         Raises:
             SourceError: another driver holds it, or as `check`.
@@ -208,40 +220,75 @@ class Ledger:
         self.check(plan)  # before the first write
         self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        held = False
+        held, own, stack = False, None, contextlib.ExitStack()
         try:
-            self._lock(handle)
+            self._lock(handle, shared=part is not None)
+            if part is not None:
+                own = stack.enter_context(self._part(*part))
             held = True
             resumed = self.check(plan)  # again: another driver may have begun in between
             # What a killed driver left. Its actors, should one live on, find their folder gone.
-            self._clear_staging()
+            self._clear_staging(own)
             self.staging.mkdir(parents=True)
             crash_point("locked")
             if not resumed:
                 self.write(self.plan_path, to_json(plan))
                 fsync_dir(self.out)
                 fsync_dir(self.out.parent)
-            (self.folder / "shards").mkdir(exist_ok=True)
+            for name in ("shards", "quality"):
+                (self.folder / name).mkdir(exist_ok=True)
             crash_point("planned")
             yield resumed
         finally:
             if held:  # a driver refused at the lock must leave the other's staging alone
+                self._clear_staging(own)
+            stack.close()
+            if own is not None and self.complete():  # nobody needs the parts' locks any more
                 self._clear_staging()
             os.close(handle)
 
-    def _clear_staging(self) -> None:
+    @contextlib.contextmanager
+    def _part(self, index: int, count: int) -> Iterator[str]:
+        """Hold one part of an array; yields what its folders in staging begin with."""
+        name = f"{index}-of-{count}"
+        with self._locked(f"{name}.lock"):
+            self.staging = self.folder / "staging" / f"{name}.{self.token}"
+            yield f"{name}."
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Hold the right to finish the dataset, where the last parts of an array may both try."""
+        with self._locked("finish.lock", patience=600.0):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, patience: float = _LOCK_PATIENCE) -> Iterator[None]:
+        folder = self.folder / "staging"
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._lock(handle, patience=patience)
+            yield
+        finally:
+            os.close(handle)
+
+    def _clear_staging(self, own: str | None = None) -> None:
+        """Remove staging, or (of a part of an array) the folders that begin with `own`."""
         folder = self.folder / "staging"
         for _ in range(20):  # an orphaned actor may add a file between the listing and the rmdir
-            shutil.rmtree(folder, ignore_errors=True)
-            if not folder.exists():
+            paths = [folder] if own is None else [p for p in folder.glob(f"{own}*") if p.is_dir()]
+            for path in paths:
+                shutil.rmtree(path, ignore_errors=True)
+            if not any(path.exists() for path in paths):
                 return
             time.sleep(0.05)
 
-    def _lock(self, handle: int) -> None:
-        until = time.monotonic() + _LOCK_PATIENCE
+    def _lock(self, handle: int, *, shared: bool = False, patience: float = _LOCK_PATIENCE) -> None:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        until = time.monotonic() + patience
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
                 if time.monotonic() >= until:
@@ -252,6 +299,19 @@ class Ledger:
                         todo="wait for it (see `wristaugment status`) or use a new --out",
                     ) from None
                 time.sleep(0.05)
+
+    def streams(self, split: str, index: int) -> Path:
+        """Where the finished episodes of a shard are kept until it is published."""
+        return self.folder / "streams" / self.shard_name(split, index)
+
+    def quality(self, split: str, index: int) -> list[dict]:
+        """What was said of each episode of a recorded shard.
+
+        Raises:
+            OSError, ValueError: it is not there, or no JSON.
+        """
+        path = self.folder / "quality" / f"{self.shard_name(split, index)}.json"
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def stage(self, name: str) -> Path:
         """A path in staging that no other attempt has had."""
@@ -300,10 +360,13 @@ class Ledger:
         for parent in folders:
             fsync_dir(parent)
         crash_point("renamed")
-        path = self.folder / "shards" / f"{self.shard_name(split, index)}.json"
-        self.write(path, to_json(entry))
+        # Apart, since `status` reads the record of every shard, and has no use for these.
+        name = f"{self.shard_name(split, index)}.json"
+        self.write(self.folder / "quality" / name, to_json(entry["quality"]))
+        self.write(self.folder / "shards" / name, to_json({"result": entry["result"]}))
         crash_point("recorded")
         shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(self.streams(split, index), ignore_errors=True)
 
     def reopen(self) -> None:
         """Say that the dataset is not complete (any more): a shard of a finished job was lost."""
@@ -313,6 +376,7 @@ class Ledger:
 
     def finish(self, manifest: str) -> None:
         """Write the manifest, which marks the dataset as complete."""
+        shutil.rmtree(self.folder / "streams", ignore_errors=True)
         self.write(self.manifest_path, manifest)
         crash_point("complete")
 

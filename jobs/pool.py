@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,26 @@ def _unreachable(address: str, reason: str) -> SourceError:
 
 @dataclass
 class _Attempt:
+    """A shard at an actor.
+
+    Attributes:
+        at: the record that it was seen at last (-1: at none), and since when, by our own clock.
+    """
+
     task: Task
     staged: Path
     counter: Path
+    at: int = -1
+    since: float = field(default_factory=time.monotonic)
+
+    def look(self) -> None:
+        """See which record it is at."""
+        try:
+            found = int(Path(f"{self.counter}.at").read_bytes() or b"-1")
+        except (OSError, ValueError):
+            return
+        if found != self.at:
+            self.at, self.since = found, time.monotonic()
 
 
 @dataclass
@@ -154,6 +171,7 @@ class ActorPool:
     Attributes:
         count: actors to hold at most.
         say: prints a line for the user.
+        patience: seconds that a record may take; its actor is killed then.
     """
 
     cluster: Cluster
@@ -161,13 +179,18 @@ class ActorPool:
     count: int
     ledger: Ledger
     say: Callable[[str], None]
+    patience: float = float("inf")
+    _given_up: dict[Task, dict[int, str]] = field(default_factory=dict)
+    _suspects: dict[tuple[Task, int], int] = field(default_factory=dict)
 
     def run(
         self, tasks: Sequence[Task], tick: Callable[[], None]
     ) -> Iterator[tuple[Task, Outcome, Path]]:
         """Make every task; yields (task, its outcome, its staged folder) in the order of finishing.
 
-        Outcomes of kind "failed" are tried again in a new process, as are shards whose actor died.
+        Outcomes of kind "failed" are tried again in a new process, as are shards whose actor died
+        or took too long over a record. A record at which that happens `ATTEMPTS` times is given up;
+        what was finished before it is kept, so that no attempt but the first gets past others.
 
         Args:
             tick: called about twice a second.
@@ -190,6 +213,7 @@ class ActorPool:
                     flying[actor.about.remote()] = (actor, None)
                 ready, _ = ray.wait(list(flying), num_returns=1, timeout=_POLL)
                 tick()
+                self._watch(ray, flying)
                 if not seen and not told and time.monotonic() - since > _PATIENCE:
                     self.say(f"still waiting for the first of {self.count} actors to start")
                     told = True
@@ -218,6 +242,18 @@ class ActorPool:
                 with contextlib.suppress(Exception):
                     ray.kill(actor)
 
+    def _watch(self, ray, flying) -> None:
+        """Kill actors that have been at one record for too long."""
+        for actor, attempt in flying.values():
+            if attempt is None:
+                continue
+            attempt.look()
+            if attempt.at >= 0 and time.monotonic() - attempt.since > self.patience:
+                name = self.ledger.shard_name(attempt.task.split, attempt.task.index)
+                self.say(f"shard {name}: record {attempt.at} takes too long; its actor is killed")
+                ray.kill(actor)
+                attempt.since = float("inf")  # once; ray.wait gives the shard back
+
     def _start(self):
         remote = self.cluster.ray.remote(ShardActor)
         gpus = 1 if self.work.device == "cuda" else 0
@@ -226,7 +262,12 @@ class ActorPool:
     def _send(self, actor, attempt: _Attempt):
         task = attempt.task
         return actor.make_shard.remote(
-            task.split, task.index, str(attempt.staged), str(attempt.counter)
+            task.split,
+            task.index,
+            str(attempt.staged),
+            str(attempt.counter),
+            str(self.ledger.streams(task.split, task.index)),
+            self._given_up.get(task),
         )
 
     def _attempt(self, task: Task) -> _Attempt:
@@ -236,6 +277,12 @@ class ActorPool:
     def _died(self, attempt: _Attempt | None, error: Exception, tries, waiting) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if attempt is not None:
+            late = attempt.since == float("inf")
+            if not late:
+                attempt.look()
+            if attempt.at >= 0:
+                self._suspect(attempt, late, reason, waiting)
+                return
             self._again(attempt, f"its actor died ({reason})", tries, waiting)
             return
         # It died before it was given anything: count that too, or a broken machine spins forever.
@@ -243,9 +290,33 @@ class ActorPool:
         if starts >= ATTEMPTS:
             raise JobError(f"actors die as they start: {reason}")
 
-    def _again(self, attempt: _Attempt, text: str, tries, waiting) -> None:
+    def _suspect(self, attempt: _Attempt, late: bool, reason: str, waiting) -> None:
+        """Note that an actor died at a record, and give the record up if it is not the first."""
+        task, record = attempt.task, attempt.at
+        deaths = self._suspects[task, record] = self._suspects.get((task, record), 0) + 1
+        self._remove(attempt)
+        name = self.ledger.shard_name(task.split, task.index)
+        what = (
+            f"takes longer than {self.patience:g} s" if late else "ends the process that makes it"
+        )
+        if deaths >= ATTEMPTS:
+            # No word on how the process died: the same record must give the same ledger.
+            self._given_up.setdefault(task, {})[record] = f"{what}, {ATTEMPTS} times"
+            self.say(f"shard {name}: record {record} {what}; it is given up ({reason})")
+        else:
+            self.say(
+                f"shard {name}: record {record} {what} ({reason}); trying again "
+                f"({deaths + 1} of {ATTEMPTS})"
+            )
+        waiting.appendleft(task)
+
+    def _remove(self, attempt: _Attempt) -> None:
         shutil.rmtree(attempt.staged, ignore_errors=True)
         attempt.counter.unlink(missing_ok=True)
+        Path(f"{attempt.counter}.at").unlink(missing_ok=True)
+
+    def _again(self, attempt: _Attempt, text: str, tries, waiting) -> None:
+        self._remove(attempt)
         task = attempt.task
         tries[task] = tries.get(task, 0) + 1
         name = self.ledger.shard_name(task.split, task.index)

@@ -33,15 +33,31 @@ that could not be made (listed); 4 no space or no permission; 75 interrupted, ru
 
 
 def add_parser(subparsers) -> None:
-    """Register the command line of `run`."""
+    """Register the command lines of `run` and `retry`."""
+    plain = argparse.RawDescriptionHelpFormatter
     parser = subparsers.add_parser(
         "run",
         help="add a synthetic wrist view to a dataset",
         description="Copy a dataset and add a synthetic wrist view to every episode of the copy. "
         "Every original byte is kept.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=plain,
     )
+    _add_arguments(parser)
+    parser.set_defaults(retry=False)
+    parser = subparsers.add_parser(
+        "retry",
+        help="try again what `run` could not make",
+        description="Takes the options of the `run` that it continues. Shards that hold records "
+        "which could not be made are made again, the others are kept: after the source was "
+        "repaired, on other machines, or with more time (--record-timeout).",
+        formatter_class=plain,
+    )
+    _add_arguments(parser)
+    parser.set_defaults(retry=True)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("source")
     source.add_argument(
         "--dataset",
@@ -127,6 +143,20 @@ def add_parser(subparsers) -> None:
     how.add_argument(
         "--address", metavar="ADDR", help="Ray cluster to use (default: one on this machine)"
     )
+    how.add_argument(
+        "--record-timeout",
+        type=float,
+        default=2 * 3600.0,
+        metavar="SECONDS",
+        help="an actor that is longer at one record is killed; the third time the record is given "
+        "up (default: %(default)g)",
+    )
+    how.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="work on part I (from 0) of N alone, as one task of a SLURM array with no cluster: "
+        "give every task the same command, each its I; the last one finishes the dataset",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done and what it costs"
     )
@@ -158,24 +188,40 @@ def run(args: argparse.Namespace) -> int:
 def _execute(job, args, say) -> int:
     """Make what is missing, publish it, finish the dataset, and say what came of it."""
     ledger, done, resumed = job.ledger, 0, 0
+    part = parse_part(args.shard)
     try:
-        with ledger.opened(job.plan):
+        with ledger.opened(job.plan, part):
             entries = {
                 task: entry
                 for task in job.tasks
                 if (entry := ledger.done(task.split, task.index, job.copy.folder))
+                and not (args.retry and entry["result"]["bad"])
             }
             resumed = sum(task.episodes for task in entries)
             kept = sum(entry["result"]["records"] for entry in entries.values())
             done = len(entries)
             pending = [task for task in job.tasks if task not in entries]
+            if part is not None:
+                own = set(job.tasks[part[0] :: part[1]])
+                pending = [task for task in pending if task in own]
             if pending:
                 ledger.reopen()
                 with contextlib.closing(_made(job, args, pending, resumed, say)) as made:
                     for task, entry in made:
                         entries[task] = entry
                         done = len(entries)
-            summary = _finish(job, [entries[task] for task in job.tasks])
+            if part is not None:
+                entries = {
+                    task: entry
+                    for task in job.tasks
+                    if (entry := ledger.done(task.split, task.index, job.copy.folder))
+                }
+                if len(entries) < len(job.tasks):
+                    return _part_done(job, args, part, entries, say)
+                with ledger.finishing():
+                    summary = _finish(job, [entries[task] for task in job.tasks])
+            else:
+                summary = _finish(job, [entries[task] for task in job.tasks])
     except Interrupted as error:
         say(
             f"interrupted ({error}); {done} of {len(job.tasks)} shards are done; "
@@ -188,6 +234,39 @@ def _execute(job, args, say) -> int:
     for line in _closing(job, args, summary):
         say(line)
     return QUARANTINED if summary["bad"] else COMPLETE
+
+
+def _part_done(job, args, part: tuple[int, int], entries: dict, say) -> int:
+    """Say that a part of an array is made, and that others are not."""
+    missing = len(job.tasks) - len(entries)
+    say(
+        f"part {part[0]} of {part[1]} is made; {missing} of {len(job.tasks)} shards are left to "
+        "other parts, and the last of them finishes the dataset"
+    )
+    own = [entries[task] for task in job.tasks[part[0] :: part[1]] if task in entries]
+    bad = [item for entry in own for item in entry["result"]["bad"]]
+    write_json(args.json, {"part": list(part), "shards_missing": missing, "bad": bad})
+    for line in bad_lines(bad):
+        say(line)
+    return QUARANTINED if bad else COMPLETE
+
+
+def parse_part(text: str | None) -> tuple[int, int] | None:
+    """(i, n) of --shard I/N, parts counted from 0; None where it is not given.
+
+    Raises:
+        SourceError: it is of another form, or there is no such part.
+    """
+    from ..readers.errors import SourceError
+
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise SourceError(
+            f"{text!r} is no part of an array", key="--shard", todo="give it as in 0/8 to 7/8"
+        )
+    return int(index), int(count)
 
 
 def _made(job, args, pending, resumed, say):
@@ -207,7 +286,7 @@ def _made(job, args, pending, resumed, say):
         )
         progress = Progress(total, resumed)
         published = resumed
-        pool = ActorPool(cluster, job.work, count, job.ledger, progress.say)
+        pool = ActorPool(cluster, job.work, count, job.ledger, progress.say, args.record_timeout)
 
         def tick() -> None:
             check()

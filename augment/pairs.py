@@ -116,7 +116,7 @@ class Pairs:
 
 def open_pairs(
     data_dir: str,
-    dataset: str,
+    dataset: str | None,
     *,
     against: str,
     anchor_keys: list[str] | None = None,
@@ -139,9 +139,17 @@ def open_pairs(
     chosen = [split for split in source.splits if splits is None or split.name in splits]
     pairs = Pairs(source, key, chosen, limit)
     if copy is not None:
-        pairs.copy = open_dataset(Path(copy), dataset, anchor_keys=anchor_keys)
+        pairs.copy = open_dataset(_copied(Path(copy), source), dataset, anchor_keys=anchor_keys)
         pairs.wrist_key = picture_key(pairs.copy, wrist_key, "--wrist-key")
     return pairs
+
+
+def _copied(out: Path, source: Dataset) -> Path:
+    """Where the copy of `source` lies in an --out; the path itself where it is not one."""
+    place = out / source.place
+    if not source.folder.is_dir():
+        place = place / source.folder.name
+    return place if place.exists() else out
 
 
 def require_recorded(dataset, key: str) -> None:

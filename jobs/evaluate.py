@@ -41,9 +41,9 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_argument_group("source")
-    source.add_argument("--dataset", required=True, help="its name, as for `run`")
+    source.add_argument("--dataset", help="its profile or name, as for `run`")
     source.add_argument(
-        "--data-dir", required=True, metavar="DIR", help="TFDS root, dataset or version folder"
+        "--data-dir", required=True, metavar="DIR", help="the dataset, as for `run`"
     )
     source.add_argument(
         "--against",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from .actor import Work
 from .ledger import Ledger
 from .plan import make_plan, parse_size, source_fingerprint, split_values
 from .pool import Cluster, Task, local_gpus
+
+_PATCH = 8  # pixels of nano's patches
 
 
 @dataclass
@@ -156,21 +159,24 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
 def _sizes(args, recipe: Recipe, dataset: Dataset) -> tuple[tuple[int, int], tuple[int, int]]:
     """((height, width) that is written, that the recipe makes).
 
-    A size that the user names is made as it is. Otherwise readers of the format may expect one,
-    which need not be what a recipe can make, or has been trained for: a video model keeps its own,
-    and nano makes no more pixels than twice its own.
+    Where the user names none, readers of the format may expect a size that is not what a recipe
+    can make, or has been trained for: a video model keeps its own, and nano makes no more pixels
+    than twice its own. nano's patches cover eight pixels; it makes the next such size.
     """
-    if args.wrist_size:
-        size = parse_size(args.wrist_size)
-        return size, size
     own = recipe.wrist_size
-    size = usual_size(dataset) or own
+    size = parse_size(args.wrist_size) if args.wrist_size else usual_size(dataset) or own
     if recipe.generator == "video-dit":
-        return size, own
-    share = (2 * own[0] * own[1] / (size[0] * size[1])) ** 0.5
-    if share >= 1 or recipe.generator == "constant":
+        return size, size if args.wrist_size else own
+    if recipe.generator == "constant":
         return size, size
-    return size, (max(8, round(size[0] * share / 8) * 8), max(8, round(size[1] * share / 8) * 8))
+    share = 1.0
+    if not args.wrist_size:
+        share = min(1.0, (2 * own[0] * own[1] / (size[0] * size[1])) ** 0.5)
+    return size, (_up(size[0] * share), _up(size[1] * share))
+
+
+def _up(side: float) -> int:
+    return max(1, math.ceil(round(side, 3) / _PATCH)) * _PATCH
 
 
 def description(version: str, recipe: str) -> str:

@@ -34,7 +34,7 @@ class TrainJob:
 
     stage: str
     recipe: Recipe
-    dataset: str
+    dataset: str | None
     data_dir: Path
     splits: tuple[str, ...]
     out: Path

@@ -60,7 +60,7 @@ def add_parser(subparsers) -> None:
         help="settings of the recipe, as in side=392 (stage 1 of paper and official)",
     )
     source = parser.add_argument_group("corpus")
-    source.add_argument("--dataset", required=True, help="profile, as in `run`")
+    source.add_argument("--dataset", help="its profile or name, as in `run`")
     source.add_argument("--data-dir", required=True, type=Path, help="the corpus")
     source.add_argument("--split", nargs="+", default=["train"], help="default: train")
     source.add_argument(

@@ -165,12 +165,12 @@ def _store(job: TrainJob):
     from ..augment.latents import LatentStore
 
     if job.cache is None:
+        named = f"--dataset {job.dataset} " if job.dataset else ""
         raise SourceError(
             "stage 2 of this recipe learns from pre-computed latents",
             key="--cache",
-            todo=f"make them with `wristaugment cache --recipe {job.recipe.name} --dataset "
-            f"{job.dataset} --data-dir {job.data_dir} --weights DIR --out STORE`, then give "
-            "--cache STORE",
+            todo=f"make them with `wristaugment cache --recipe {job.recipe.name} {named}"
+            f"--data-dir {job.data_dir} --weights DIR --out STORE`, then give --cache STORE",
         )
     return LatentStore.open(job.cache)
 

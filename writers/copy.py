@@ -11,6 +11,7 @@ import abc
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ VALID = "wrist_valid"
 LEFT_OUT, PLACEHOLDER = "left out", "placeholder"
 Make = Callable[[Any], "WristStream | SourceError"]  # from a RawRecord
 _BUFFER = 1 << 20
+_AT_ONCE = 8  # plain files copied at a time
 
 
 @dataclass
@@ -188,12 +190,17 @@ class DatasetCopy(abc.ABC):
             raise ValueError(f"results of {sorted(found)}, but the copy is made of {places}")
         patched = self.metadata(results)
         folders = {self.folder}
+        plain = []
         for path in self.other_files():
             relative = path.relative_to(self.dataset.root)
-            if relative.as_posix() in patched:
-                continue
-            copy_atomic(path, self.folder / relative, sync_dir=False, keep=True)
-            folders.add((self.folder / relative).parent)
+            if relative.as_posix() not in patched:
+                plain.append((path, self.folder / relative))
+                folders.add((self.folder / relative).parent)
+        # Each waits for the disk: several wait at a time.
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            jobs = [pool.submit(copy_atomic, *pair, sync_dir=False, keep=True) for pair in plain]
+            for job in jobs:
+                job.result()
         for name, data in patched.items():
             write_atomic(self.folder / name, data, sync_dir=False)
             folders.add((self.folder / name).parent)

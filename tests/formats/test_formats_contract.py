@@ -263,3 +263,39 @@ def test_frames_are_as_large_as_the_format_s_readers_expect(dataset, tmp_path, j
     sibling = shapes[source.profile.anchors[0].key]
     wanted = {"calvin": (84, 84), "rlds": (72, 128), "droid_raw": (72, 128)}
     assert tuple(plan["wrist_size"]) == wanted.get(source.format, sibling)
+
+
+def test_nano_fills_calvin_s_gripper_camera_from_exact_geometry(datasets, tmp_path, job):
+    (kind,) = [kind for kind in KINDS if kind.name == "calvin"]
+    made, out = datasets(kind), tmp_path / "out"
+    code, said = job("run", "--data-dir", made.path, "--out", out, "--split", "validation")
+    assert code == 0, said
+    manifest = json.loads((out / ".wristaugment" / "manifest.json").read_text())
+    assert (manifest["wrist_size"], manifest["made_size"]) == ([84, 84], [88, 88])
+    notes = [row["notes"] for row in manifest["records"] if row["record"].startswith("validation")]
+    assert notes and all(note["pose"].startswith("measured") for note in notes)
+    assert all(note["geometry"] == "depth and cameras of the dataset" for note in notes)
+    source = open_dataset(made.path)
+    copy = open_copy(source, out, size=(84, 84), description="", splits=["validation"])
+    copied = opened(copy, source)
+    rows = [(raw, copied.flags(raw, VALID).all()) for _, raw in every(copied)]
+    assert [raw.record.split == "validation" for raw, _ in rows] == [valid for _, valid in rows]
+    frames = np.asarray(copied.frames(rows[-1][0], "rgb_gripper")[:])
+    assert frames.shape[1:] == (84, 84, 3) and frames.std() > 10
+
+
+def test_a_copy_is_scored_against_a_recorded_wrist_view(tmp_path, job):
+    for name in ("calvin", "libero", "zarr-zip"):
+        (kind,) = [kind for kind in KINDS if kind.name == name]
+        source = kind.create(tmp_path / name, wrist=True)
+        key = open_dataset(source).profile.wrist.key
+        out, report = tmp_path / f"{name}-out", tmp_path / f"{name}.json"
+        assert job("run", "--data-dir", source, "--out", out, "--recipe", "constant")[0] == 0
+        stream = json.loads((out / ".wristaugment" / "plan.json").read_text())["wrist_key"]
+        code, said = job(
+            *("evaluate", "--data-dir", source, "--against", key, "--copy", out),
+            *("--wrist-key", stream, "--recipes", "mean", "--json", report),
+        )
+        assert code == 0, said
+        scores = json.loads(report.read_text())["recipes"]
+        assert len(scores) == 2 and all(row["psnr"]["mean"] > 3 for row in scores.values())

@@ -1,7 +1,7 @@
 """What every format's reader gives: splits, shards, records, and an Episode of each record.
 
 A format is one module in readers/ with two functions and a subclass of Dataset (see readers/formats
-for the table, and docs in CONTRIBUTING.md for the way to add one):
+for the table, and FORMATS.md for the way to add one):
 
     recognise(path) -> bool
     open_source(path, dataset, *, anchor_keys=None, plain=False) -> Dataset

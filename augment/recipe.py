@@ -58,6 +58,7 @@ class Recipe:
         weights: folder under the package's weights, or None where none are packaged.
         form: "paper" or "official", which form of the full-size networks; "" for nano's.
         wrist_size: (height, width) of the frames that are made.
+        multiple: sides that are made are multiples of it (nano's patches); other sizes are resized.
         resize: how anchor views are resized for the reconstruction: `area` (an area of `pixels`,
             their shape kept), `square` (`side` x `side`) or `width` (`side` wide, shape kept).
         geometry: where points come from, `depth` (depth head and cameras) or `points` (point head).
@@ -87,6 +88,7 @@ class Recipe:
     weights: str | None
     form: str = ""
     wrist_size: tuple[int, int] = (72, 128)
+    multiple: int = 8
     resize: str = "area"
     pixels: int = 112 * 196
     side: int = 518
@@ -145,6 +147,7 @@ RECIPES: dict[str, Recipe] = {
             "nano's condition map with its holes filled; no generator",
             "projection",
             "nano",
+            multiple=1,
         ),
         Recipe(
             "paper",

@@ -58,7 +58,8 @@ def inspect(
         number of steps), "cameras": [{"key", "height", "width", "channels", "encoding", "picture"
         (False: black or one colour), "reason", "role" ("anchor", "wrist", "placeholder", "depth",
         "unused", "candidate")}], "language", "proprioception": {"eef", "gripper"}, "calibration":
-        {camera key: {"extrinsics", "intrinsics"}}, "damage": [str], "anchors": [key], "wrist",
+        {camera key: {"extrinsics", "intrinsics"}}, "damage": [str], "notes": [str] (what is done
+        without), "anchors": [key], "wrist",
         "stream" (the key that would be made), "pose" ("measured" or "head"), "missing": [str],
         "ready", "run" (what a run would do, in words)}
 
@@ -91,6 +92,7 @@ def inspect(
             for split in opened.splits
         },
         **_look(opened),
+        "notes": opened.notes(),
     }
     report.update(_outlook(opened, report))
     return report
@@ -126,6 +128,7 @@ def lines(report: dict) -> list[str]:
         out.append(f"  calibration of {key}: {', '.join(words) or 'none'}")
     out.append(f"  language: {', '.join(report['language']) or 'none'}")
     out += [f"  damaged: {text}" for text in report["damage"]]
+    out += [f"  done without: {text}" for text in report["notes"]]
     out += [f"  missing: {text}" for text in report["missing"]]
     out.append(f"a run {report['run']}")
     return out

@@ -23,8 +23,6 @@ from .ledger import Ledger
 from .plan import make_plan, parse_size, source_fingerprint, split_values
 from .pool import Cluster, Task, local_gpus
 
-_PATCH = 8  # pixels of nano's patches
-
 
 @dataclass
 class Job:
@@ -161,7 +159,8 @@ def _sizes(args, recipe: Recipe, dataset: Dataset) -> tuple[tuple[int, int], tup
 
     Where the user names none, readers of the format may expect a size that is not what a recipe
     can make, or has been trained for: a video model keeps its own, and nano makes no more pixels
-    than twice its own. nano's patches cover eight pixels; it makes the next such size.
+    than twice its own. What a recipe makes in multiples of some pixels, it makes at the next such
+    size.
     """
     own = recipe.wrist_size
     size = parse_size(args.wrist_size) if args.wrist_size else usual_size(dataset) or own
@@ -172,11 +171,12 @@ def _sizes(args, recipe: Recipe, dataset: Dataset) -> tuple[tuple[int, int], tup
     share = 1.0
     if not args.wrist_size:
         share = min(1.0, (2 * own[0] * own[1] / (size[0] * size[1])) ** 0.5)
-    return size, (_up(size[0] * share), _up(size[1] * share))
+    step = recipe.multiple
+    return size, (_up(size[0] * share, step), _up(size[1] * share, step))
 
 
-def _up(side: float) -> int:
-    return max(1, math.ceil(round(side, 3) / _PATCH)) * _PATCH
+def _up(side: float, step: int) -> int:
+    return max(1, math.ceil(round(side, 3) / step)) * step
 
 
 def description(version: str, recipe: str) -> str:

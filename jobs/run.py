@@ -177,6 +177,8 @@ def run(args: argparse.Namespace) -> int:
         job = prepare(args, stack)
         for line in notices(job.recipe):
             say(f"licence: {line}")
+        for line in job.dataset.notes():
+            say(f"done without: {line}")
         if args.dry_run:
             from .dryrun import estimate
 

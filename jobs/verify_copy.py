@@ -18,17 +18,17 @@ import numpy as np
 from ..readers import open_dataset
 from ..readers.dataset import Dataset, RawRecord, Shard
 from ..readers.errors import SourceError
-from ..writers.copy import VALID, DatasetCopy, ShardResult, file_crc, folder_entry
+from ..writers.copy import LEFT_OUT, VALID, DatasetCopy, ShardResult, file_crc, folder_entry
 from ..writers.formats import open_copy
+from .findings import BLACK, Findings
 from .job import description
 from .ledger import FOLDER, Ledger
-from .verify_rlds import BLACK, RUN_AGAIN
 
 _PIECE = 64  # frames decoded at a time
 _PARTS = re.compile(r"[/:@\[\]\s]+")  # what parts of a key of Dataset.content are told by
 
 
-class Comparison:
+class Comparison(Findings):
     """A copy with its ledger beside its source.
 
     Args:
@@ -41,11 +41,7 @@ class Comparison:
     """
 
     def __init__(self, out: Path, source: Path, bar: bool):
-        self.bar = bar
-        self.problems: list[dict] = []
-        self.counts = dict.fromkeys(
-            ("records", "frames", "valid_frames", "left_out", "placeholders"), 0
-        )
+        super().__init__(bar)
         self.ledger = Ledger(out)
         plan = self.ledger.plan()
         assert plan is not None
@@ -68,11 +64,6 @@ class Comparison:
             splits=plan["splits"],
             limit=plan["episodes"],
         )
-
-    def problem(self, file, found: str, *, record=None, key=None, todo: str = RUN_AGAIN) -> None:
-        """Note a problem."""
-        row = {"file": str(file), "record": record, "key": key, "found": found, "todo": todo}
-        self.problems.append(row)
 
     def report(self) -> dict:
         """Compare; returns what verify.verify returns."""
@@ -112,7 +103,10 @@ class Comparison:
                     todo="run the job again to go on",
                 )
             else:
-                found[shard.split, shard.index] = ShardResult(**entry["result"])
+                result = ShardResult(**entry["result"])
+                found[shard.split, shard.index] = result
+                gone = (item["count"] for item in result.bad if item["what"] == LEFT_OUT)
+                self.counts["left_out"] += sum(gone)
         return found
 
     def _files(self, results: dict) -> None:

@@ -11,11 +11,10 @@ import hashlib
 import json
 from pathlib import Path
 
-RUN_AGAIN = "run the same job again into a new --out"
-BLACK = 4  # grey levels
+from .findings import BLACK, Findings
 
 
-class Comparison:
+class Comparison(Findings):
     """An RLDS copy beside its source; works without a ledger too, if the copy is complete.
 
     Args:
@@ -34,11 +33,7 @@ class Comparison:
         from ..writers.copy import chosen_splits
         from .ledger import Ledger
 
-        self.bar = bar
-        self.problems: list[dict] = []
-        self.counts = dict.fromkeys(
-            ("records", "frames", "valid_frames", "left_out", "placeholders"), 0
-        )
+        super().__init__(bar)
         self.ledger = Ledger(out)
         plan = self.ledger.plan()
         self.plan = plan or {}
@@ -74,11 +69,6 @@ class Comparison:
                 file=self.folder,
                 todo="give --source the dataset that it was made of",
             )
-
-    def problem(self, file, found: str, *, record=None, key=None, todo: str = RUN_AGAIN) -> None:
-        """Note a problem."""
-        row = {"file": str(file), "record": record, "key": key, "found": found, "todo": todo}
-        self.problems.append(row)
 
     def report(self) -> dict:
         """Compare; returns what verify.verify returns."""

@@ -190,6 +190,10 @@ class Dataset(abc.ABC):
         own = {path for split in self.splits for s in split.shards for path in self.shard_files(s)}
         return (path for path in self.files() if path not in own)
 
+    def notes(self) -> list[str]:
+        """What is damaged or was refused beside the records, and is done without: a line each."""
+        return []
+
     def identity(self) -> str:
         """What tells this dataset from others: a hash of the names and sizes of its files."""
         digest = hashlib.sha256()

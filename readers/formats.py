@@ -83,7 +83,7 @@ def open_dataset(
         raise SourceError("there is no such folder or file", file=path, todo="check --data-dir")
     found = recognise(path)
     if found is None:
-        known = "; ".join(f"{row.title}" for row in FORMATS)
+        known = "; ".join(f"{row.title}, as in {row.example}" for row in FORMATS)
         raise SourceError(
             "holds no dataset of a known format",
             file=path,

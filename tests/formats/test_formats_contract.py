@@ -249,7 +249,10 @@ def test_a_damaged_piece_is_named_and_the_rest_is_made(own, tmp_path, job, damag
         return
     code, said = job("verify", out, "--source", own.path)
     assert code == 0, said
+    job("verify", out, "--source", own.path, "--json", tmp_path / "verified.json")
+    verified = json.loads((tmp_path / "verified.json").read_text())
     summary = json.loads((out / ".wristaugment" / "manifest.json").read_text())
+    assert verified["left_out"] == summary["lost_episodes"]
     assert summary["bad"] and summary["blank_episodes"] + summary["lost_episodes"] >= 1
     assert summary["valid_frames"] > 0 or own.kind.together
 
@@ -299,3 +302,21 @@ def test_a_copy_is_scored_against_a_recorded_wrist_view(tmp_path, job):
         assert code == 0, said
         scores = json.loads(report.read_text())["recipes"]
         assert len(scores) == 2 and all(row["psnr"]["mean"] > 3 for row in scores.values())
+
+
+def test_what_a_run_does_without_is_said(datasets, tmp_path, job):
+    (kind,) = [kind for kind in KINDS if kind.name == "calvin"]
+    made = datasets(kind).copy(tmp_path / "source")
+    path = made.path / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    np.save(path, {"run": Harm()}, allow_pickle=True)
+    code, said = job("inspect", made.path)
+    assert code == 0 and "done without" in said and path.name in said
+    code, said = job(*run_words(made, tmp_path / "out"))
+    assert code == 0 and "done without" in said and path.name in said
+
+
+class Harm:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('it ran')",)

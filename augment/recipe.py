@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -245,9 +244,3 @@ def weights_folder(recipe: Recipe, override: Path | None = None) -> Path | None:
     if override is not None and recipe.generator != "constant":
         return Path(override)
     return None if recipe.weights is None else WEIGHTS / recipe.weights
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a whole file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..models.errors import WeightsError
+from ..readers.files import file_sha256
 from ..writers.atomic import write_atomic
-from .recipe import file_sha256
 
 RECORDS = "weights.json"
 WORTH_REMEMBERING = 32 * 2**20  # bytes; smaller files are hashed in no time

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..augment.recipe import Recipe, file_sha256
+from ..augment.recipe import Recipe
 from ..augment.weights import INDEX, Located, Need, Part, find_below, shards
 from ..augment.weights_hashes import remember, remembered_sha256, write_record
 from ..models.errors import WeightsError
 from ..readers.errors import SourceError
+from ..readers.files import file_sha256
 from ..writers.atomic import copy_atomic, fsync_dir, publish, staged_name
 from .output import DiskError
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..augment.recipe import file_sha256
 from ..readers.dataset import Dataset, Shard
 from ..readers.errors import SourceError
+from ..readers.files import file_sha256
 
 _EDGE = 64 * 1024  # bytes hashed at each end of a shard; a whole one may be gigabytes
 _WHOLE = 16 * 2**20  # other files up to this size are hashed whole

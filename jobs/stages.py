@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ..augment.recipe import RECONSTRUCTION, Recipe, file_sha256, get_recipe
+from ..augment.recipe import RECONSTRUCTION, Recipe, get_recipe
 from ..augment.schedule import Schedule
 from ..readers.errors import SourceError
+from ..readers.files import file_sha256
 
 
 @dataclass(frozen=True)

@@ -177,11 +177,12 @@ def _store(job: TrainJob):
 
 def _check_video(job: TrainJob) -> None:
     from ..augment.latents import check_origin
-    from ..augment.recipe import RECONSTRUCTION, file_sha256
+    from ..augment.recipe import RECONSTRUCTION
     from ..augment.train_video import check_training, training_records
     from ..augment.weights import check, notices
     from ..models.lora import read_generation
     from ..models.public_config import video_config
+    from ..readers.files import file_sha256
 
     store = _store(job)
     located = check(job.recipe, job.weights, parts=("dit",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -47,6 +48,12 @@ def read_text(path: Path) -> str:
         raise SourceError(
             f"cannot be read ({reason})", file=path, todo="restore it from the source"
         ) from None
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a whole file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_plain_name(name: object) -> bool:

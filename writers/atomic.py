@@ -145,13 +145,16 @@ def copy_bytes(old: BinaryIO, new: BinaryIO) -> None:
         shutil.copyfileobj(old, new, _COPY_BUFFER)
 
 
-def copy_atomic(source: Path, path: Path, *, sync_dir: bool = True, keep: bool = False) -> None:
+def copy_atomic(source: Path, path: Path, *, sync_dir: bool = True, keep: bool = False) -> bool:
     """Copy a file's bytes and times (not its mode) so that the copy is absent or whole.
 
     Args:
         sync_dir: False where the caller calls `fsync_dir` once after several files.
         keep: leave a copy of the same size and time of change as it is, as rsync does; terabytes
             of videos are not copied again because a finished job is run again.
+
+    Returns:
+        Whether it was copied; False where it was kept.
 
     Raises:
         OSError: the source cannot be read, or the target not be written.
@@ -160,7 +163,7 @@ def copy_atomic(source: Path, path: Path, *, sync_dir: bool = True, keep: bool =
     if keep and path.exists():
         found = path.stat()
         if (found.st_size, found.st_mtime_ns) == (times.st_size, times.st_mtime_ns):
-            return
+            return False
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = staged_name(path)
     with open(source, "rb") as old, open(staged, "wb") as new:
@@ -169,3 +172,4 @@ def copy_atomic(source: Path, path: Path, *, sync_dir: bool = True, keep: bool =
         os.fsync(new.fileno())
     os.utime(staged, ns=(times.st_atime_ns, times.st_mtime_ns))
     publish(staged, path, sync_dir=sync_dir)
+    return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ import numpy as np
 from ..readers.dataset import Dataset, RawRecord, Shard, Split
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
+from ..readers.files import file_sha256
 from .atomic import copy_atomic, fsync_dir, sync_files, write_atomic
 
 VALID = "wrist_valid"
@@ -175,10 +177,19 @@ class DatasetCopy(abc.ABC):
         """The source's files that are copied as they are, less those of `metadata`."""
         return self.dataset.other_files()
 
-    def finish(self, results: Sequence[ShardResult]) -> None:
+    def finish(
+        self, results: Sequence[ShardResult], known: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
         """Copy every other file of the source, then write `metadata` (in its order).
 
         Each file is staged, fsynced and renamed; a second call makes the same again.
+
+        Args:
+            known: what an earlier call returned; a file that is left as it was then (see
+                `copy_atomic`) is not read again.
+
+        Returns:
+            {path below `folder`: SHA-256} of every file that belongs there beside the shards'.
 
         Raises:
             ValueError: `results` are not those of exactly `self.shards`.
@@ -190,22 +201,26 @@ class DatasetCopy(abc.ABC):
             raise ValueError(f"results of {sorted(found)}, but the copy is made of {places}")
         patched = self.metadata(results)
         folders = {self.folder}
-        plain = []
+        plain: dict[str, tuple[Path, Path]] = {}
         for path in self.other_files():
             relative = path.relative_to(self.dataset.root)
             if relative.as_posix() not in patched:
-                plain.append((path, self.folder / relative))
+                plain[relative.as_posix()] = path, self.folder / relative
                 folders.add((self.folder / relative).parent)
         # Each waits for the disk: several wait at a time.
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            jobs = [pool.submit(copy_atomic, *pair, sync_dir=False, keep=True) for pair in plain]
-            for job in jobs:
-                job.result()
+            jobs = {
+                name: pool.submit(_copied, *pair, (known or {}).get(name))
+                for name, pair in plain.items()
+            }
+            hashes = {name: job.result() for name, job in jobs.items()}
         for name, data in patched.items():
             write_atomic(self.folder / name, data, sync_dir=False)
+            hashes[name] = hashlib.sha256(data).hexdigest()
             folders.add((self.folder / name).parent)
         for folder in sorted(folders):
             fsync_dir(folder)
+        return hashes
 
     def stream(
         self, raw: RawRecord, shard: Shard, make: Make, steps: int, result: ShardResult
@@ -237,6 +252,12 @@ class DatasetCopy(abc.ABC):
         """[steps] black frames (which take no memory), none of them valid."""
         frames = np.broadcast_to(np.uint8(0), (steps, *self.size, 3))
         return WristStream(frames, np.zeros(steps, bool), np.zeros(steps, np.float32))
+
+
+def _copied(source: Path, path: Path, known: str | None) -> str:
+    """Copy a file, or leave the copy that is there; returns its SHA-256."""
+    copied = copy_atomic(source, path, sync_dir=False, keep=True)
+    return file_sha256(path) if copied or known is None else known
 
 
 def flags_of(stream: WristStream) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from wristaugment.augment import weights_hashes
-from wristaugment.augment.recipe import RECIPES, WEIGHTS, file_sha256, get_recipe
+from wristaugment.augment.recipe import RECIPES, WEIGHTS, get_recipe
 from wristaugment.augment.weights import (
     check,
     fingerprint,
@@ -26,6 +26,7 @@ from wristaugment.augment.weights_hashes import remembered_sha256, write_record
 from wristaugment.augment.weights_memory import GIB, memory_needed, refuse_small_gpu
 from wristaugment.models.errors import WeightsError
 from wristaugment.readers.errors import SourceError
+from wristaugment.readers.files import file_sha256
 
 
 @pytest.fixture(autouse=True)

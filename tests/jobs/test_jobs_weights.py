@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from wristaugment.augment.recipe import WEIGHTS, file_sha256
+from wristaugment.augment.recipe import WEIGHTS
 from wristaugment.augment.weights import Need, requirements
 from wristaugment.augment.weights_hashes import write_record
 from wristaugment.jobs import actor as actors
 from wristaugment.jobs import fetch, job
 from wristaugment.jobs.cli import main
 from wristaugment.readers.errors import SourceError
+from wristaugment.readers.files import file_sha256
 
 
 @pytest.fixture(autouse=True)

@@ -348,6 +348,9 @@ class Ledger:
                     key="--out",
                     todo="with --address, --out must be one folder that every machine sees",
                 )
+        from .checksums import staged_sha256
+
+        entry["sha256"] = staged_sha256(staged, files)
         crash_point("staged")
         folders = dict.fromkeys((folder / name).parent for name in files)
         for parent in folders:
@@ -363,7 +366,10 @@ class Ledger:
         # Apart, since `status` reads the record of every shard, and has no use for these.
         name = f"{self.shard_name(split, index)}.json"
         self.write(self.folder / "quality" / name, to_json(entry["quality"]))
-        self.write(self.folder / "shards" / name, to_json({"result": entry["result"]}))
+        self.write(
+            self.folder / "shards" / name,
+            to_json({key: entry[key] for key in ("result", "sha256")}),
+        )
         crash_point("recorded")
         shutil.rmtree(staged, ignore_errors=True)
         shutil.rmtree(self.streams(split, index), ignore_errors=True)

@@ -316,13 +316,16 @@ def _finish(job, entries: list[dict]) -> dict:
     and repairs what was lost.
     """
     from ..writers.copy import LEFT_OUT, PLACEHOLDER, ShardResult
+    from .checksums import collect, known
     from .ledger import crash_point, to_json
     from .snippets import card
 
     # What is made now and what the ledger has must not differ, not even in the order of keys.
     entries = json.loads(to_json(entries))
     crash_point("finishing")
-    job.copy.finish([ShardResult(**entry["result"]) for entry in entries])
+    place = job.plan["place"]
+    results = [ShardResult(**entry["result"]) for entry in entries]
+    copied = job.copy.finish(results, known(job.ledger.out, place))
     crash_point("finished")
     quality = [item for entry in entries for item in entry["quality"]]
     bad = [item for entry in entries for item in entry["result"]["bad"]]
@@ -344,9 +347,14 @@ def _finish(job, entries: list[dict]) -> dict:
     ledger.write(ledger.folder / "README.md", text)
     facts = {key: value for key, value in job.plan.items() if key != "source"}
     checks = {entry_name(entry): _check(entry["result"]) for entry in entries}
-    ledger.finish(
-        to_json({**facts, "synthetic": True, **totals, "checks": checks, "records": quality})
+    manifest = to_json({**facts, "synthetic": True, **totals, "checks": checks, "records": quality})
+    texts = {"plan.json": to_json(job.plan), "README.md": text, "manifest.json": manifest}
+    named = (
+        (ledger.shard_name(result.split, result.shard), entry)
+        for result, entry in zip(results, entries, strict=True)
     )
+    ledger.write(ledger.folder / "checksums.json", collect(place, copied, named, texts))
+    ledger.finish(manifest)
     return totals
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import __version__
 from ..readers.dataset import Dataset, Shard
 from ..readers.errors import SourceError
-from ..readers.files import file_sha256
+from ..readers.files import file_sha256, present, read_range
 
 _EDGE = 64 * 1024  # bytes hashed at each end of a shard; a whole one may be gigabytes
 _WHOLE = 16 * 2**20  # other files up to this size are hashed whole
@@ -27,11 +27,10 @@ def edge_sha256(path: Path) -> str:
     """The SHA-256 of a file's size, first and last 64 KiB: cheap, and tells shards apart."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        digest.update(file.read(_EDGE))
-        if size > _EDGE:
-            file.seek(max(_EDGE, size - _EDGE))
-            digest.update(file.read(_EDGE))
+    digest.update(read_range(path, 0, _EDGE))
+    if size > _EDGE:
+        start = max(_EDGE, size - _EDGE)
+        digest.update(read_range(path, start, size - start))
     return digest.hexdigest()
 
 
@@ -64,7 +63,7 @@ def source_fingerprint(dataset: Dataset, shards: Iterable[Shard]) -> dict:
     for path in dataset.other_files():
         whole = path.stat().st_size <= _WHOLE
         name = path.relative_to(dataset.root).as_posix()
-        files[name] = file_sha256(path) if whole else edge_sha256(path)
+        files[name] = file_sha256(present(path)) if whole else edge_sha256(path)
     return {"shards": found, "files": files}
 
 

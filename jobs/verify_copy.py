@@ -18,6 +18,7 @@ import numpy as np
 from ..readers import open_dataset
 from ..readers.dataset import Dataset, RawRecord, Shard
 from ..readers.errors import SourceError
+from ..readers.files import present
 from ..writers.copy import LEFT_OUT, VALID, DatasetCopy, ShardResult, file_crc, folder_entry
 from ..writers.formats import open_copy
 from .findings import BLACK, Findings
@@ -144,7 +145,7 @@ class Comparison(Findings):
             path = self.copy.folder / name
             if not path.is_file():
                 self.problem(path, "is missing", todo="run the job again to go on")
-            elif path.read_bytes() != data:
+            elif present(path).read_bytes() != data:
                 self.problem(path, "is not what the source and the ledger make of it")
         for path in self.copy.other_files():
             name = path.relative_to(self.source.root)
@@ -154,7 +155,7 @@ class Comparison(Findings):
             expected.add(target)
             if not target.is_file():
                 self.problem(target, "is missing", todo="run the job again to go on")
-            elif not filecmp.cmp(path, target, shallow=False):
+            elif not filecmp.cmp(present(path), present(target), shallow=False):
                 self.problem(target, "is not as in the source")
         if len(results) < len(self.copy.shards):
             return  # what belongs to the others is not known

@@ -11,6 +11,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from ..readers.files import present
 from .findings import BLACK, Findings
 
 
@@ -353,7 +354,7 @@ class Comparison(Findings):
             expected.add(target)
             if not target.is_file():
                 self.problem(target, "is missing", todo="run the job again to go on")
-            elif not filecmp.cmp(path, target, shallow=False):
+            elif not filecmp.cmp(present(path), present(target), shallow=False):
                 self.problem(target, "is not as in the source")
         for split in self.splits:
             count = len(split.shards)

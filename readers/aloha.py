@@ -17,7 +17,7 @@ from PIL import Image
 
 from .dataset import RawRecord, Stream
 from .episode import Episode
-from .errors import SourceError
+from .errors import RemoteError, SourceError
 from .frames import Frames
 from .hdf5 import (
     MAX_CHUNK,
@@ -131,6 +131,8 @@ def recognise(path: Path) -> bool:
             with opened(file) as opened_file, named(file=file):
                 if _images(opened_file) is not None:
                     return True
+        except RemoteError:
+            raise
         except (SourceError, OSError):
             continue
     return False

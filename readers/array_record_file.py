@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import google_crc32c
 
-from .errors import SourceError
-from .files import open_regular
+from .errors import RemoteError, SourceError
+from .files import open_regular, present
 from .tfrecord import Frame
 
 KIND = "array_record"
@@ -62,6 +62,8 @@ def read_frames(path: Path) -> Iterator[Frame]:
             yield _end(path, found)
             return
         reader = module.ArrayRecordReader(os.fspath(path), _OPTIONS)
+    except RemoteError:
+        raise
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
         raise SourceError(
@@ -89,7 +91,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
 
 def writer_options(path: Path) -> str:
     """The options that a file was written with, as its writer noted them; "" where unknown."""
-    reader = library().ArrayRecordReader(os.fspath(path), _OPTIONS)
+    reader = library().ArrayRecordReader(os.fspath(present(path)), _OPTIONS)
     try:
         return reader.writer_options_string() if reader.ok() else ""
     finally:

@@ -22,6 +22,7 @@ from .calvin_language import Annotations, read_annotations
 from .dataset import Dataset, RawRecord, Shard, Split, Stream
 from .episode import Episode, Record, View
 from .errors import SourceError
+from .files import present_all
 from .frames import Frames
 from .npz import MAX_FILE, Npz, read_regular
 from .pictures import no_picture
@@ -171,6 +172,7 @@ class CalvinDataset(Dataset):
         """Every member of every frame, as it lies in its file: its headers and packed bytes."""
         assert isinstance(raw, CalvinRecord)
         place = self.places[raw.record.split]
+        present_all(place.fast_path(number) for number in raw.numbers.tolist())
         for number in raw.numbers.tolist():
             name = place.file_name(number)
             try:
@@ -197,6 +199,7 @@ class CalvinDataset(Dataset):
         try:
             record = self._record(raw)
             place = self.places[raw.record.split]
+            present_all(place.fast_path(number) for number in record.numbers.tolist())
             for number in record.numbers.tolist():
                 with Npz(place.fast_path(number), soon=True) as archive:
                     archive.check()
@@ -296,6 +299,7 @@ class CalvinDataset(Dataset):
             found = f"{len(steps)} arrays of {shape} {dtype}, which are no frames of CALVIN's"
             raise self.error(record, found, key, "check the source")
         out = np.empty((len(steps), *shape), dtype)
+        present_all(place.fast_path(number) for number in record.numbers[steps].tolist())
         try:
             for row, number in enumerate(record.numbers[steps].tolist()):
                 with Npz(place.fast_path(number)) as archive:

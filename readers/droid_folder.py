@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SourceError
+from .files import present
 
 TRAJECTORY, VIDEOS, SIDECAR = "trajectory.h5", "recordings/MP4", "wristaugment.json"
 STEREO = "-stereo"
@@ -123,7 +124,7 @@ def read_metadata(folder: Path) -> Metadata:
     try:
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"{path.stat().st_size} bytes")
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(present(path).read_bytes())
         if not isinstance(tree, dict):
             raise ValueError("no object")
         serials = dict(_serials(tree))
@@ -150,7 +151,7 @@ def read_sidecar(folder: Path) -> dict[str, dict]:
     if not path.is_file():
         return {}
     try:
-        streams = json.loads(path.read_bytes())["streams"]
+        streams = json.loads(present(path).read_bytes())["streams"]
         if not all(isinstance(row, dict) for row in streams.values()):
             raise ValueError("a stream is no object")
         return streams

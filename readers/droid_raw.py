@@ -39,6 +39,7 @@ from .droid_folder import (
 from .droid_folder import recognise as recognise
 from .episode import Episode, Record, View
 from .errors import SourceError
+from .files import present
 from .frames import Frames
 from .hdf5 import dataset_at, named, opened, unsound
 from .pictures import no_picture
@@ -472,7 +473,7 @@ class DroidRaw(Dataset):
                     yield f"{SIDECAR}:{name}", json.dumps(row, sort_keys=True)
                 continue
             key = key.removesuffix(".mp4")
-            with open(path, "rb") as file:
+            with open(present(path), "rb") as file:
                 piece = file.read(_PIECE)
                 while True:
                     yield key, piece

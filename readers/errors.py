@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class SourceError(ValueError):
     """Something in a dataset (or in what the user said about it) is not as it must be.
@@ -41,6 +43,22 @@ class SourceError(ValueError):
         # Keyword-only fields do not survive the default pickling, and these cross process borders.
         fields = {"file": self.file, "record": self.record, "key": self.key, "todo": self.todo}
         return (_rebuild, (type(self), self.found, fields))
+
+
+class RemoteError(OSError):
+    """A file that lies elsewhere could not be brought here: the network's fault, not the data's.
+
+    Readers let it pass, since a record is not damaged because a server does not answer.
+    """
+
+    def __init__(self, found: str):
+        super().__init__(errno.EIO, found)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    def __reduce__(self):
+        return type(self), (self.strerror,)
 
 
 def _rebuild(kind: type[SourceError], found: str, fields: dict) -> SourceError:

@@ -1,16 +1,104 @@
-"""Opening what lies in a dataset's folder, which may be anything: a pipe, a device, a huge file."""
+"""Opening what lies in a dataset's folder, which may be anything: a pipe, a device, a huge file.
+
+A folder may also stand for one that lies elsewhere (in an object store, say): its files have their
+names and sizes, and their content comes when it is asked for. Whoever opens a file of a dataset by
+its path calls `present` before; for ordinary files that costs nothing. How content comes is for
+those who `register` such folders; readers know no network.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, TypeVar
 
-from .errors import SourceError
+from .errors import RemoteError, SourceError
 
 _TEXT = 1 << 26  # bytes; metadata of a hundred thousand shards is a megabyte
+_Place = TypeVar("_Place", bound=str | Path)
+
+
+class Provider(Protocol):
+    """What brings the content of the files below a folder. All raise RemoteError, SourceError."""
+
+    def fetch(self, path: str) -> None:
+        """Have the content of a file be there; nothing where there is no such file."""
+
+    def fetch_all(self, paths: Sequence[str]) -> None:
+        """As `fetch`, of several at a time."""
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """Some of a file's bytes, fewer at its end; nothing is stored."""
+        ...
+
+
+_PROVIDERS: dict[str, Provider] = {}
+
+
+def register(root: Path, provider: Provider) -> None:
+    """Have `provider` bring the content of what lies at and below `root` (absolute, resolved)."""
+    _PROVIDERS[str(root)] = provider
+
+
+def provider_of(path: Path | str) -> Provider | None:
+    """Who brings a file's content; None for ordinary files."""
+    text = os.fspath(path)
+    for root, provider in _PROVIDERS.items():
+        if text.startswith(root) and (len(text) == len(root) or text[len(root)] == os.sep):
+            return provider
+    return None
+
+
+def present(path: _Place) -> _Place:
+    """`path`, whose content is there from here on; to be called before a file is opened.
+
+    Raises:
+        RemoteError: it lies elsewhere and cannot be brought here now.
+        SourceError: it is not what it was when it was listed.
+        OSError: there is no room for it.
+    """
+    if _PROVIDERS and (provider := provider_of(path)) is not None:
+        provider.fetch(os.fspath(path))
+    return path
+
+
+def present_all(paths: Iterable[Path | str]) -> None:
+    """As `present`, of many small files at a time; ordinary paths are not even asked for."""
+    if not _PROVIDERS:
+        return
+    wanted: dict[int, tuple[Provider, list[str]]] = {}
+    for path in paths:
+        if (provider := provider_of(path)) is not None:
+            wanted.setdefault(id(provider), (provider, []))[1].append(os.fspath(path))
+    for provider, texts in wanted.values():
+        provider.fetch_all(texts)
+
+
+def read_range(path: Path | str, start: int, length: int) -> bytes:
+    """Bytes [start, start + length) of a file, fewer where it ends before.
+
+    Of a file that lies elsewhere no more than these are brought here.
+
+    Raises:
+        OSError: it cannot be opened.
+        RemoteError, SourceError: as `present`.
+    """
+    if _PROVIDERS and (provider := provider_of(path)) is not None:
+        return provider.read_range(os.fspath(path), start, length)
+    with open(path, "rb", buffering=0) as file:
+        return read_at(file.fileno(), start, length)
+
+
+def read_at(handle: int, start: int, length: int) -> bytes:
+    """Bytes [start, start + length) of an open file, fewer where it ends before."""
+    parts, at = [], start
+    while length > 0 and (part := os.pread(handle, length, at)):
+        parts.append(part)
+        at, length = at + len(part), length - len(part)
+    return b"".join(parts)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -21,7 +109,7 @@ def open_regular(path: Path) -> BinaryIO:
         SourceError: it is no regular file.
     """
     # Without O_NONBLOCK the open alone would wait for a pipe's writer.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(present(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise SourceError("is no regular file", file=path, todo="restore it from the source")
@@ -43,6 +131,8 @@ def read_text(path: Path) -> str:
                     todo="restore it from the source",
                 )
             return file.read().decode("utf-8")
+    except RemoteError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise SourceError(

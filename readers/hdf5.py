@@ -20,6 +20,7 @@ import numpy as np
 from h5py import h5l, h5o  # type: ignore[attr-defined]
 
 from .errors import SourceError
+from .files import present
 
 SUFFIXES = (".hdf5", ".h5")
 PIECE = 4 << 20  # bytes that a piece of content holds at most, where rows are not larger
@@ -98,6 +99,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
     Raises:
         SourceError: it is missing, may not be read, or is no whole HDF5 file.
     """
+    present(path)
     try:
         # Not locked: sources lie on disks that are read-only or know no locks.
         file = h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from .dataset import Dataset, RawRecord, Shard, Split, Stream
 from .episode import Episode, Record, View
 from .errors import SourceError
+from .files import present
 from .frames import Frames
 from .lerobot_meta import (
     EPISODES,
@@ -333,7 +334,7 @@ class LeRobotDataset(Dataset):
         if not path.is_file():
             return {}
         with damage(path):
-            table = pq.read_table(path)
+            table = pq.read_table(present(path))
         words = next((n for n in ("task", "__index_level_0__") if n in table.column_names), None)
         if words is None or "task_index" not in table.column_names:
             return {}
@@ -343,7 +344,7 @@ class LeRobotDataset(Dataset):
         path = self.folder / flags_file(raw.record.split, raw.record.shard)
         if not path.is_file():
             return None
-        with damage(path, raw.record.index), pq.ParquetFile(path) as file:
+        with damage(path, raw.record.index), pq.ParquetFile(present(path)) as file:
             if FLAG + name not in file.schema_arrow.names:
                 return None
             table = file.read(["episode_index", FLAG + name])
@@ -355,7 +356,7 @@ class LeRobotDataset(Dataset):
         if record.span is None:
             raise cast(SourceError, raw.error)
         with damage(record.span.path, raw.record.index):
-            yield "schema", pq.read_schema(record.span.path).serialize().to_pybytes()
+            yield "schema", pq.read_schema(present(record.span.path)).serialize().to_pybytes()
         for part in self._tables.parts(record.span, None, raw.record.index, _ROWS):
             # Taken, and no slice: a slice would carry along what lies beside it.
             part = part.take(np.arange(part.num_rows))
@@ -397,7 +398,7 @@ class LeRobotDataset(Dataset):
             yield f"{INFO}: {key}", json.dumps(node)
         stats = self.folder / STATS
         if stats.is_file():
-            for key, node in json.loads(stats.read_text()).items():
+            for key, node in json.loads(present(stats).read_text()).items():
                 yield f"{STATS}: {key}", json.dumps(node)
         for name in (TASKS, TASKS_TABLE, "meta/subtasks.parquet"):
             if (self.folder / name).is_file():
@@ -410,8 +411,9 @@ class LeRobotDataset(Dataset):
 
 def recognise(path: Path) -> bool:
     """Whether this is a LeRobot dataset: it has meta/info.json with a codebase_version."""
+    path = present(Path(path) / INFO)
     try:
-        with open(Path(path) / INFO, "rb") as file:
+        with open(path, "rb") as file:
             return b'"codebase_version"' in file.read(_MEGABYTE)
     except (OSError, ValueError):
         return False
@@ -446,7 +448,7 @@ def _own(raw: RawRecord) -> LeRobotRecord:
 
 def _bytes(key: str, path: Path) -> Iterator[tuple[str, bytes]]:
     try:
-        with open(path, "rb") as file:
+        with open(present(path), "rb") as file:
             while part := file.read(_MEGABYTE):
                 yield key, part
     except FileNotFoundError:

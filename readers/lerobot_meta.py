@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import SourceError
+from .files import present
 
-INFO = "meta/info.json"
-STATS = "meta/stats.json"
+INFO, STATS = "meta/info.json", "meta/stats.json"
 EPISODES, EPISODES_STATS = "meta/episodes.jsonl", "meta/episodes_stats.jsonl"
 TASKS = "meta/tasks.jsonl"
 EPISODES_DIR, TASKS_TABLE = "meta/episodes", "meta/tasks.parquet"
@@ -231,7 +231,7 @@ class Meta:
             _, group, first = self._read
             if first <= at < first + group.num_rows:
                 return group, first
-        with damage(path), pq.ParquetFile(path) as file:
+        with damage(path), pq.ParquetFile(present(path)) as file:
             first = number = 0
             while first + file.metadata.row_group(number).num_rows <= at:
                 first += file.metadata.row_group(number).num_rows
@@ -356,7 +356,7 @@ class Meta:
         parts, tasks, rows = [], [], 0
         self._listed: list[tuple[Path, np.ndarray]] = []
         for path in self.episode_files():
-            with damage(path), pq.ParquetFile(path) as file:
+            with damage(path), pq.ParquetFile(present(path)) as file:
                 rows += file.metadata.num_rows
                 if rows > self.total_episodes:
                     raise self.error(
@@ -450,11 +450,11 @@ def read_text(path: Path) -> str:
     Raises:
         SourceError: it is not there, is no text, or is far too large.
     """
+    present(path)
     try:
         if path.stat().st_size > _LARGEST_JSON and path.name == Path(INFO).name:
             raise SourceError("is far too large", file=path, todo=_CHECK)
-        with open(path, encoding="utf-8", newline="") as file:
-            return file.read()
+        return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise SourceError(

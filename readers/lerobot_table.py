@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import SourceError
+from .files import present
 from .lerobot_meta import EpisodeRow, Meta, damage
 
 _OPEN = 4  # files whose index is kept
@@ -44,7 +45,7 @@ class Tables:
         """
         path = self._meta.data_file(row)
         if self._meta.major == 2:
-            with damage(path, record), pq.ParquetFile(path) as file:
+            with damage(path, record), pq.ParquetFile(present(path)) as file:
                 count = file.metadata.num_rows
             self._plausible(path, count, record)
             if not count:
@@ -78,7 +79,7 @@ class Tables:
         """As `read`, at most so many rows at a time; `columns` None reads all."""
         # Buffered, so that a column of gigabytes (pictures in one row group) is never in memory.
         options = {"buffer_size": _BUFFER, "pre_buffer": False}
-        with damage(span.path, record), pq.ParquetFile(span.path, **options) as file:
+        with damage(span.path, record), pq.ParquetFile(present(span.path), **options) as file:
             for name in columns or ():
                 if name not in file.schema_arrow.names:
                     raise SourceError(
@@ -158,7 +159,7 @@ class Tables:
         return blobs
 
     def _numbers(self, path: Path, record: int) -> np.ndarray:
-        with damage(path, record), pq.ParquetFile(path) as file:
+        with damage(path, record), pq.ParquetFile(present(path)) as file:
             self._plausible(path, file.metadata.num_rows, record)
             return file.read(["episode_index"])["episode_index"].to_numpy()
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import SourceError
+from .files import present
 
 MAX_FILE = 1 << 27  # bytes of an archive that is read at all; a frame's has a few 100 kB
 MAX_ARRAY = 1 << 26  # bytes of an array, unpacked
@@ -325,6 +326,7 @@ def open_regular(path: Path | str) -> int:
     Raises:
         SourceError: there is none, or it may not be read.
     """
+    present(path)
     try:
         # Opening a pipe would wait for its writer for ever.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -19,7 +19,8 @@ import numpy as np
 
 from .dataset import Dataset, RawRecord, Shard, Split, Stream
 from .episode import Episode, Record, View
-from .errors import SourceError
+from .errors import RemoteError, SourceError
+from .files import present, read_range
 from .frames import Frames
 from .pictures import no_picture
 from .profiles import Camera, Numbers, Profile
@@ -30,7 +31,7 @@ from .zarr_store import METADATA, FolderStore, Store, open_store
 DATA, META, ENDS = "data", "meta", "meta/episode_ends"
 SYNTHETIC = "synthetic"  # an attribute of arrays that are none of the robot's own
 TRAIN = "train"
-_HANDS = ("wrist", "hand", "gripper")
+_HANDS, _ARRAY = ("wrist", "hand", "gripper"), (".zarray", "zarr.json")
 _LOOK = 5  # frames of a stream that tell whether it carries a picture
 
 
@@ -50,18 +51,18 @@ def recognise(path: Path) -> bool:
             groups = any((path / name).is_file() for name in (".zgroup", "zarr.json"))
             parts = all((path / name).is_dir() for name in (DATA, META))
             ends = path / ENDS
-            return parts and (groups or any((ends / f).is_file() for f in (".zarray", "zarr.json")))
+            return parts and (groups or any((ends / f).is_file() for f in _ARRAY))
         if path.suffix != ".zip" or not path.is_file():
             return False
-        with open(path, "rb") as file:
-            if file.read(2) != b"PK":
-                return False
+        if read_range(path, 0, 2) != b"PK":
+            return False
         try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.NameToInfo
-                return any(f"{ENDS}/{file}" in names for file in (".zarray", "zarr.json"))
+            with zipfile.ZipFile(present(path)) as archive:
+                return any(f"{ENDS}/{file}" in archive.NameToInfo for file in _ARRAY)
         except (zipfile.BadZipFile, ValueError, NotImplementedError):
             return path.name.endswith(".zarr.zip")  # opening it says what is wrong with it
+    except RemoteError:
+        raise
     except Exception:  # whatever lies there, it is not one of these
         return False
 

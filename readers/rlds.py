@@ -16,6 +16,7 @@ from .episode import Episode, Record, View
 from .errors import SourceError
 from .example import ExampleIndex
 from .features import Features, Leaf
+from .files import present
 from .frames import Frames
 from .pictures import decode_stream, no_picture
 from .poses import decode_poses
@@ -163,7 +164,7 @@ class RldsDataset(Dataset):
 
     def identity(self) -> str:
         """The SHA-256 of dataset_info.json, which has the bytes of every split."""
-        return hashlib.sha256(self.info.path.read_bytes()).hexdigest()
+        return hashlib.sha256(present(self.info.path).read_bytes()).hexdigest()
 
     def shard_files(self, shard: Shard) -> list[Path]:
         """The shard is a file."""

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from .dataset import RawRecord
 from .episode import Episode
-from .errors import SourceError
+from .errors import RemoteError, SourceError
 from .hdf5 import dataset_at, glance, group_at, item, links, named, natural, opened
 from .hdf5_dataset import Hdf5Dataset
 from .profiles import Camera, Numbers, Profile
@@ -220,6 +220,8 @@ def recognise(path: Path) -> bool:
             with opened(file) as opened_file, named(file=file):
                 if _data(opened_file) is not None:
                     return True
+        except RemoteError:
+            raise
         except (SourceError, OSError):
             if path.is_file():
                 return True  # so that opening it says what is wrong with it

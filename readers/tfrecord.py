@@ -15,7 +15,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from .errors import SourceError
+from .errors import RemoteError, SourceError
 from .files import open_regular
 
 HEADER, FOOTER = 12, 4
@@ -81,6 +81,8 @@ def read_frames(path: Path) -> Iterator[Frame]:
     """
     try:
         file = open_regular(path)
+    except RemoteError:
+        raise
     except OSError as error:
         raise SourceError(
             f"cannot be opened ({error.strerror})",

@@ -15,6 +15,7 @@ from av.error import FileNotFoundError as NoSuchFile
 from av.video.reformatter import Interpolation
 
 from .errors import SourceError
+from .files import present
 
 _LARGEST = 1 << 14  # pixels along one side; what declares more is no camera
 _DAMAGED = "fetch this file again"
@@ -207,7 +208,7 @@ class Video:
 
     @contextlib.contextmanager
     def _opened(self):
-        with av.open(str(self.path), metadata_errors="replace") as container:
+        with av.open(str(present(self.path)), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise SourceError("holds no video", file=self.path, todo=_DAMAGED)
             stream = container.streams.video[0]
@@ -260,7 +261,8 @@ def read_header(path: Path | str) -> Header:
     Raises:
         SourceError: there is no such file, or it is damaged.
     """
-    with Video.readable(Path(path)), av.open(str(path), metadata_errors="replace") as container:
+    text = str(present(Path(path)))
+    with Video.readable(Path(path)), av.open(text, metadata_errors="replace") as container:
         if not container.streams.video:
             raise SourceError("holds no video", file=path, todo=_DAMAGED)
         stream = container.streams.video[0]

@@ -151,6 +151,11 @@ class Array:
         steps = np.asarray(steps)
         out = np.empty((len(steps), *self.meta.shape[1:]), self.meta.dtype)
         rows = steps // self.meta.chunks[0]
+        self.store.prepare(
+            f"{self.meta.name}/{self.meta.chunk(*index)}"
+            for row in dict.fromkeys(rows.tolist())
+            for index in self.meta.row(row)
+        )
         for row in dict.fromkeys(rows.tolist()):
             mine = rows == row
             out[mine] = self._row(row)[steps[mine] - row * self.meta.chunks[0]]

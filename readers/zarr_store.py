@@ -13,11 +13,12 @@ import stat
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from .errors import SourceError
+from .files import present, present_all
 
 LARGEST_PIECE = 1 << 30  # bytes of one chunk; Blosc itself ends at twice that
 LARGEST_METADATA = 64 << 20  # bytes of one metadata file: consolidated ones grow with the arrays
@@ -60,6 +61,10 @@ class Store(abc.ABC):
             if len(parts) == 3 and _CHUNK.fullmatch(parts[2]):
                 found[f"{parts[0]}/{parts[1]}"] += 1
         return found
+
+    def prepare(self, keys: Iterable[str]) -> None:
+        """Say that these keys will be read soon, so that what lies elsewhere comes at once."""
+        return None
 
     @abc.abstractmethod
     def children(self, folder: str) -> list[str]:
@@ -123,8 +128,11 @@ class FolderStore(Store):
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
+    def prepare(self, keys: Iterable[str]) -> None:
+        present_all(f"{self.path}/{key}" for key in keys)
+
     def _read(self, key: str) -> bytes:
-        return (self.path / key).read_bytes()
+        return present(self.path / key).read_bytes()
 
     def children(self, folder: str) -> list[str]:
         below = self.path / folder
@@ -139,7 +147,7 @@ class ZipStore(Store):
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path = present(path)
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from remote import serving
 
 HEIGHT, WIDTH = 24, 32
 
@@ -249,3 +250,10 @@ def equal_trees():
 def rlds_maker():
     """The functions that make datasets: (build_dataset, droid_features, droid_episode)."""
     return build_dataset, droid_features, droid_episode
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """A real S3-speaking server; see remote.S3. Buckets are shared by the session's tests."""
+    with serving(tmp_path_factory.mktemp("scratch")) as server:
+        yield server

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
+from ..readers.files import present
+
 _COPY_BUFFER = 1 << 20
 _KERNEL_COPY = 1 << 30
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -166,7 +168,7 @@ def copy_atomic(source: Path, path: Path, *, sync_dir: bool = True, keep: bool =
             return False
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = staged_name(path)
-    with open(source, "rb") as old, open(staged, "wb") as new:
+    with open(present(source), "rb") as old, open(staged, "wb") as new:
         copy_bytes(old, new)
         new.flush()
         os.fsync(new.fileno())

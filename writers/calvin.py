@@ -24,6 +24,7 @@ from ..readers.calvin_folder import SplitFolder
 from ..readers.dataset import Shard
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
+from ..readers.files import present_all
 from ..readers.npz import Directory, Npz, open_regular
 from .atomic import copy_bytes
 from .copy import DatasetCopy, Make, ShardResult, file_crc, flags_of, staged_files
@@ -140,6 +141,7 @@ class Copy(DatasetCopy):
         """
         found: list[Directory | None] = []
         first = None
+        present_all(place.fast_path(number) for number in raw.numbers.tolist())
         for number in raw.numbers.tolist():
             try:
                 with Npz(place.fast_path(number), soon=True) as archive:

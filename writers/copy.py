@@ -23,7 +23,7 @@ import numpy as np
 from ..readers.dataset import Dataset, RawRecord, Shard, Split
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
-from ..readers.files import file_sha256
+from ..readers.files import file_sha256, present
 from .atomic import copy_atomic, fsync_dir, sync_files, write_atomic
 
 VALID = "wrist_valid"
@@ -346,7 +346,7 @@ def folder_entry(folder: Path) -> list:
 def file_crc(path: Path) -> int:
     """The crc32c of a file's bytes."""
     crc = 0
-    with open(path, "rb", buffering=0) as file:
+    with open(present(path), "rb", buffering=0) as file:
         while chunk := file.read(_BUFFER):
             crc = google_crc32c.extend(crc, chunk)
     return crc

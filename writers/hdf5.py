@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from ..readers.files import present
 from ..readers.hdf5 import address
 from ..readers.hdf5_dataset import SYNTHETIC
 from .atomic import copy_bytes
@@ -112,7 +113,7 @@ def extended(source: Path, path: Path, room: int) -> Iterator[Extension]:
         OSError: the disk is full, or `path` may not be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(source, "rb") as old, open(path, "wb") as new:
+    with open(present(source), "rb") as old, open(path, "wb") as new:
         copy_bytes(old, new)
         new.flush()
         # HDF5 crashes the process where the disk is full; so the disk is asked first. What is not
@@ -195,7 +196,7 @@ def _same_filters(old: h5py.h5p.PropDCID, new: h5py.h5p.PropDCID) -> None:
 
 def _restore_times(source: Path, path: Path, addresses: Sequence[int]) -> None:
     """Give object headers of HDF5's second spelling the times that they have in the source."""
-    with open(source, "rb") as old, open(path, "r+b") as new:
+    with open(present(source), "rb") as old, open(path, "r+b") as new:
         for place in addresses:
             old.seek(place)
             head = old.read(22)

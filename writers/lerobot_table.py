@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..readers.files import present
 from ..readers.lerobot_meta import damage
 
 _NOTE = b"huggingface"  # where the `datasets` library keeps its own idea of the columns
@@ -37,7 +38,7 @@ def with_columns(path: Path, key: str, columns: Columns) -> bytes:
         SourceError: the file is damaged.
     """
     sink = io.BytesIO()
-    with damage(path), pq.ParquetFile(path) as file:
+    with damage(path), pq.ParquetFile(present(path)) as file:
         writer = None
         for number in range(file.num_row_groups):
             table = file.read_row_group(number)
@@ -54,7 +55,7 @@ def with_columns(path: Path, key: str, columns: Columns) -> bytes:
             table = table.replace_schema_metadata(writer.schema.metadata)
             writer.write_table(table, row_group_size=max(table.num_rows, 1))
         if writer is None:
-            return path.read_bytes()
+            return present(path).read_bytes()
         writer.close()
     return sink.getvalue()
 

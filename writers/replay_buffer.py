@@ -15,6 +15,7 @@ from ..readers.dataset import Shard
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
 from ..readers.features import dump_like
+from ..readers.files import present_all
 from ..readers.replay_buffer import DATA, SYNTHETIC, ReplayBuffer
 from ..readers.zarr_array import ArrayMeta, consolidated, need_codecs
 from ..readers.zarr_store import FolderStore, ZipStore
@@ -91,6 +92,7 @@ class Copy(DatasetCopy):
         if self._is_folder:
             sink = FolderSink(staged)
             patched = self.patched({})
+            present_all(self.dataset.files())
             for key in self.dataset.store.walk():
                 if self._kept(key) and key not in patched:
                     sink.take(self.dataset.folder, key)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import google_crc32c
 
+from ..readers.files import present
 from .atomic import copy_bytes
 from .copy import file_crc
 
@@ -60,7 +61,7 @@ class ZipSink:
             keep: which names.
         """
         assert old.filename is not None
-        with open(old.filename, "rb") as file:
+        with open(present(old.filename), "rb") as file:
             infos = sorted(old.infolist(), key=lambda info: info.header_offset)
             ends = [info.header_offset for info in infos[1:]] + [old.start_dir]
             run: tuple[int, int] | None = None  # of bytes that are kept
@@ -140,7 +141,7 @@ class FolderSink:
 
     def take(self, source: Path, key: str) -> None:
         """Copy one file of a folder store."""
-        with open(f"{source}/{key}", "rb", buffering=0) as old:
+        with open(present(f"{source}/{key}"), "rb", buffering=0) as old:
             if os.fstat(old.fileno()).st_size <= _BUFFER:
                 # In one piece each way: most files of a store are small.
                 self.write(key, old.read())

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from ..readers.files import file_sha256
 from .findings import Findings
-from .ledger import FOLDER, Ledger, to_json
+from .ledger import Ledger, to_json
+from .storage import FOLDER, Storage
 
 NAME = f"{FOLDER}/checksums.json"
 PLAN, MANIFEST, LOCK = (f"{FOLDER}/{name}" for name in ("plan.json", "manifest.json", "lock"))
@@ -70,27 +71,17 @@ def folder_sha256(files: Mapping[str, tuple[int, str]]) -> str:
     return digest.hexdigest()
 
 
-def collect(
-    folder: str, copied: Mapping[str, str], entries: Iterable[tuple[str, dict]], texts: Mapping
-) -> str:
-    """The text of checksums.json, from what the job has at hand; nothing is read again.
+def collect(folder: str, copied: Mapping[str, str], own: Mapping[str, str]) -> str:
+    """The text of checksums.json, from hashes that the job has at hand; nothing is read again.
 
     Args:
         folder: where the copy's files lie below OUT (the plan's "place").
         copied: what DatasetCopy.finish returned.
-        entries: (name in the ledger, as in "train-00003", and what was published under it) of
-            every shard.
-        texts: name below .wristaugment -> what is, or will be, in that file: the plan, the card
-            and the manifest.
+        own: {name below .wristaugment: SHA-256} of every other file there: the plan, the card, the
+            manifest, and each shard's two.
     """
-    own = dict(texts)
-    for name, entry in entries:
-        record = {key: value for key, value in entry.items() if key != "quality"}
-        own[f"shards/{name}.json"] = to_json(record)
-        own[f"quality/{name}.json"] = to_json(entry["quality"])
     files = {_below(folder, name): sha256 for name, sha256 in copied.items()}
-    for name, text in own.items():
-        files[f"{FOLDER}/{name}"] = hashlib.sha256(text.encode()).hexdigest()
+    files |= {f"{FOLDER}/{name}": sha256 for name, sha256 in own.items()}
     return spelled(files, folder)
 
 
@@ -110,13 +101,13 @@ def read(data: bytes) -> dict[str, Any] | None:
     return value if same else None
 
 
-def known(out: Path, folder: str) -> dict[str, str]:
+def known(store: Storage, folder: str) -> dict[str, str]:
     """{path below the copy's folder: SHA-256} as checksums.json has it; {} where there is none.
 
     For DatasetCopy.finish, when a job is finished again.
     """
     try:
-        stored = read((out / NAME).read_bytes())
+        stored = read(store.read(NAME))
     except OSError:
         return {}
     start = _below(folder, "")

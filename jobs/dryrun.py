@@ -24,15 +24,15 @@ def estimate(job, args, say) -> int:
     Raises:
         SourceError: none of the first episodes can be augmented.
     """
-    pending = [
-        task for task in job.tasks if not job.ledger.done(task.split, task.index, job.copy.folder)
-    ]
+    names = {task: job.ledger.shard_name(task.split, task.index) for task in job.tasks}
+    done = job.ledger.done(names.values(), job.plan["place"])
+    pending = [task for task in job.tasks if names[task] not in done]
     episodes = sum(task.episodes for task in pending)
     facts = {
         "dataset": job.plan["dataset"],
         "version": job.plan["version"],
         "out": job.work.out,
-        "folder": str(job.copy.folder),
+        "folder": job.folder,
         "splits": job.plan["splits"],
         "shards": len(job.tasks),
         "shards_pending": len(pending),
@@ -80,7 +80,7 @@ def _cost(job, args, pending, episodes: int) -> dict:
     jpeg = _jpeg_bytes(stream.frames)
     room = len(os.sched_getaffinity(0))
     if job.work.device == "cuda":
-        from .pool import local_gpus
+        from .cluster import local_gpus
 
         room = local_gpus()
     actors = max(1, min(args.num_actors or room, len(pending)))

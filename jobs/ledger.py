@@ -1,37 +1,41 @@
-"""What is done, kept in the file system alone: OUT/.wristaugment.
+"""What is done, kept in OUT alone: OUT/.wristaugment, in a file system or an object store.
 
     plan.json             what decides the bytes; written once
-    lock                  held (flock) by the one driver, or shared by those of --shard; empty
+    lock                  held by the one driver, or shared by those of --shard; see `lease`
     shards/<split>-<i>.json   one per published shard: its files, checksums, bad records
     quality/<split>-<i>.json  one per published shard: what is said of each of its episodes
     streams/<split>-<i>/  finished episodes of a shard that is not published yet
     staging/<token>/      half-made files of the driver that runs now; gone at the end. Drivers of
                           --shard I/N have <I>-of-<N>.<token>/ each, and <I>-of-<N>.lock
+    checksums.json        of all else; see `checksums`
     manifest.json         provenance; its existence says that the dataset is complete
 
-A shard is made in staging by an actor and published by the driver alone: rename, fsync of the
-folder, then the record. So nothing an orphaned actor does late can reach the dataset: it knows a
-staging folder that no longer exists. Nothing here depends on time, host, path or attempt.
+A shard is made in staging by an actor and published by the driver alone, and only while it holds
+the lock: rename (in an object store, a copy inside the store), fsync of the folder, then the
+record. So nothing an orphaned actor does late can reach the dataset: it knows a staging folder that
+no longer exists, or has no grant to it any more. Nothing here depends on time, host, path or
+attempt.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
 import json
 import os
 import secrets
-import shutil
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..readers.errors import SourceError
-from ..writers.atomic import fsync_dir, publish, write_synced
+from . import board
+from .lease import Lease, hold, is_held
 from .plan import differences
+from .storage import FOLDER, FolderStorage, open_storage
+from .streams import stream_name
 
-FOLDER = ".wristaugment"
 CRASH_VARIABLE = "WRISTAUGMENT_CRASH_AT"
 # The points of the commit path where the tests (and only they) let the process die.
 CRASH_POINTS = (
@@ -44,7 +48,8 @@ CRASH_POINTS = (
     "finished",  # the metadata is written, the manifest is not
     "complete",  # the manifest is written, staging is still there
 )
-_LOCK_PATIENCE = 2.0  # seconds; `status` holds the lock for an instant while it looks
+_FINISHING = 600.0  # seconds to wait for another part that is finishing the dataset
+_AT_ONCE = 32  # records read at a time from an object store
 _passed: dict[str, int] = {}
 
 
@@ -65,21 +70,31 @@ def to_json(value: object) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def record_of(entry: dict) -> dict:
+    """What shards/<name>.json holds of what `Ledger.publish` is given."""
+    return {key: entry[key] for key in ("result", "sha256")}
+
+
 class Ledger:
     """The state of one job in `out`. Reading needs nothing; writing needs `opened()`.
 
     Args:
-        out: the folder given as --out; it need not exist.
+        out: the path or URL given as --out; it need not exist.
     """
 
-    def __init__(self, out: Path):
-        self.out = Path(out)
-        self.folder = self.out / FOLDER
-        self.plan_path = self.folder / "plan.json"
-        self.manifest_path = self.folder / "manifest.json"
+    def __init__(self, out: Path | str):
+        self.store = open_storage(out)
+        self.out = out
+        self.folder = Path(out) / FOLDER if self.store.folder is not None else None
         self.token = secrets.token_hex(4)
-        self.staging = self.folder / "staging" / self.token
+        self.staging = f"{FOLDER}/staging/{self.token}"
+        self.lease: Lease | None = None
         self._count = 0
+
+    @property
+    def manifest_path(self) -> Path:
+        """What messages call the manifest."""
+        return Path(self.store.where(f"{FOLDER}/manifest.json"))
 
     # -- looking ---------------------------------------------------------------------------------
 
@@ -89,17 +104,16 @@ class Ledger:
         Raises:
             SourceError: plan.json is not JSON.
         """
+        name = f"{FOLDER}/plan.json"
         try:
-            return json.loads(self.plan_path.read_text(encoding="utf-8"))
+            return json.loads(self.store.read(name).decode())
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
-            raise SourceError(
-                "is not a folder", file=self.out, key="--out", todo="give --out a folder"
-            ) from error
+            raise self._no_folder() from error
         except ValueError as error:
             raise SourceError(
-                f"is not a plan ({error})", file=self.plan_path, todo="use a new --out"
+                f"is not a plan ({error})", file=self.store.where(name), todo="use a new --out"
             ) from error
 
     def check(self, plan: dict) -> bool:
@@ -116,29 +130,31 @@ class Ledger:
                 more = f"; and {len(changes) - 4} more" if len(changes) > 4 else ""
                 raise SourceError(
                     f"holds another job: {shown}{more}",
-                    file=self.out,
+                    file=self.store.place,
                     key="--out",
                     todo="use a new --out, or the options of that job to continue it",
                 )
             return True
-        if not self.out.exists():
-            return False
-        if not self.out.is_dir():
-            raise SourceError(
-                "is not a folder", file=self.out, key="--out", todo="give --out a folder"
-            )
+        if isinstance(self.store, FolderStorage):
+            path = self.store.folder
+            if path.exists() and not path.is_dir():
+                raise self._no_folder()
         # A driver that died before its plan was written leaves these and no more.
-        inside = {entry.name for entry in self.out.iterdir()} - {FOLDER}
-        if self.folder.is_dir():
-            inside |= {entry.name for entry in self.folder.iterdir()} - {"lock", "staging"}
+        inside = self.store.children("") - {FOLDER}
+        inside |= self.store.children(FOLDER) - {"lock", "leases", "staging"}
         if inside:
             raise SourceError(
                 f"is not empty (it has {sorted(inside)[0]!r}) and holds no job",
-                file=self.out,
+                file=self.store.place,
                 key="--out",
                 todo="use a new or empty --out",
             )
         return False
+
+    def _no_folder(self) -> SourceError:
+        return SourceError(
+            "is not a folder", file=self.store.place, key="--out", todo="give --out a folder"
+        )
 
     def shard_name(self, split: str, index: int) -> str:
         """The name of a shard in the ledger, as in `train-00003`."""
@@ -146,62 +162,76 @@ class Ledger:
 
     def entry(self, split: str, index: int) -> dict | None:
         """What was recorded of a shard (see `publish`), or None; its file is not looked at."""
-        path = self.folder / "shards" / f"{self.shard_name(split, index)}.json"
+        return self._entry(self.shard_name(split, index))
+
+    def _entry(self, name: str) -> dict | None:
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(self.store.read(f"{FOLDER}/shards/{name}.json").decode())
         except (FileNotFoundError, ValueError):
             return None
 
     def entries(self) -> dict[str, dict]:
         """Every recorded entry by shard name; files are not looked at."""
-        found = {}
-        for path in sorted((self.folder / "shards").glob("*.json")):
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        names = sorted(
+            name.removesuffix(".json")
+            for name in self.store.children(f"{FOLDER}/shards")
+            if name.endswith(".json")
+        )
+        if isinstance(self.store, FolderStorage):
+            found = ((name, self._entry(name)) for name in names)
+        else:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                found = list(zip(names, pool.map(self._entry, names), strict=True))
+        return {name: entry for name, entry in found if entry is not None}
 
-    def done(self, split: str, index: int, folder: Path) -> dict | None:
-        """What was published of a shard (see `publish`) whose files are in place, or None.
+    def done(self, names: Iterable[str], place: str) -> dict[str, dict]:
+        """What was published of some shards (see `publish`) whose files are in place, by name.
 
         Args:
-            folder: the copy's folder, which the recorded paths start from.
+            names: as of `shard_name`.
+            place: of the copy below OUT, which the recorded paths start from (the plan's "place").
         """
-        entry = self.entry(split, index)
-        if entry is None or not in_place(entry, folder):
-            return None
+        entries = self.entries()
+        told = self.store.children(f"{FOLDER}/quality")
+        looks = Looks(self, place)
+        return {
+            name: entries[name]
+            for name in names
+            if name in entries and f"{name}.json" in told and looks.in_place(entries[name])
+        }
+
+    def quality(self, name: str) -> list[dict]:
+        """What was said of each episode of a recorded shard.
+
+        Raises:
+            SourceError: it is not there, or no JSON.
+        """
+        path = f"{FOLDER}/quality/{name}.json"
         try:
-            return {**entry, "quality": self.quality(split, index)}
-        except (OSError, ValueError):
-            return None
+            return json.loads(self.store.read(path).decode())
+        except (FileNotFoundError, ValueError) as error:
+            raise SourceError(
+                "cannot be read",
+                file=self.store.where(path),
+                todo="remove it and run the job again, which makes its shard again",
+            ) from error
 
     def complete(self) -> bool:
         """True once the manifest, the last file of a job, is in place."""
-        return self.manifest_path.is_file()
+        return self.store.size(f"{FOLDER}/manifest.json") is not None
 
     def running(self) -> bool:
-        """True while a driver holds the lock (on this machine or, where flock spans them, any)."""
-        try:
-            handle = os.open(self.folder / "lock", os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            # Exclusive, since the drivers of an array share it.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(handle)
+        """True while a driver holds the lock (on this machine or, where that can be told, any)."""
+        return is_held(self.store)
 
     def episodes_under_way(self) -> int:
-        """Episodes made of shards not yet published, from the counters that actors keep."""
+        """Episodes made of shards not yet published, from what actors say on their boards."""
         total = 0
         with contextlib.suppress(OSError):
-            for counter in (self.folder / "staging").glob("*/*.count"):
-                with contextlib.suppress(OSError):
-                    total += counter.stat().st_size
+            for name in self.store.files(f"{FOLDER}/staging"):
+                if name.endswith(".board"):
+                    said = board.look(self.store, f"{FOLDER}/staging/{name.removesuffix('.board')}")
+                    total += said.made if said else 0
         return total
 
     # -- writing ---------------------------------------------------------------------------------
@@ -218,202 +248,189 @@ class Ledger:
             OSError: it cannot be written.
         """
         self.check(plan)  # before the first write
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        held, own, stack = False, None, contextlib.ExitStack()
-        try:
-            self._lock(handle, shared=part is not None)
+        self._folder_for("")
+        with contextlib.ExitStack() as stack:
+            own = None
+            self.lease = stack.enter_context(hold(self.store, shared=part is not None))
             if part is not None:
-                own = stack.enter_context(self._part(*part))
-            held = True
+                own = f"{part[0]}-of-{part[1]}"
+                self._folder_for("staging")
+                self.lease = stack.enter_context(hold(self.store, own))
+                self.staging = f"{FOLDER}/staging/{own}.{self.token}"
             resumed = self.check(plan)  # again: another driver may have begun in between
-            # What a killed driver left. Its actors, should one live on, find their folder gone.
-            self._clear_staging(own)
-            self.staging.mkdir(parents=True)
-            crash_point("locked")
-            if not resumed:
-                self.write(self.plan_path, to_json(plan))
-                fsync_dir(self.out)
-                fsync_dir(self.out.parent)
-            for name in ("shards", "quality"):
-                (self.folder / name).mkdir(exist_ok=True)
-            crash_point("planned")
-            yield resumed
-        finally:
-            if held:  # a driver refused at the lock must leave the other's staging alone
+            try:
+                # What a killed driver left. Its actors, should one live on, find their folder gone.
                 self._clear_staging(own)
-            stack.close()
-            if own is not None and self.complete():  # nobody needs the parts' locks any more
-                self._clear_staging()
-            os.close(handle)
+                self._folder_for(self.staging.removeprefix(f"{FOLDER}/"))
+                crash_point("locked")
+                if not resumed:
+                    self.write(f"{FOLDER}/plan.json", to_json(plan))
+                    if isinstance(self.store, FolderStorage):
+                        self.store.settle("")
+                        self.store.settle("..")
+                for name in ("shards", "quality"):
+                    self._folder_for(name)
+                crash_point("planned")
+                yield resumed
+            finally:
+                self._clear_staging(own)
+        if part is not None and self.complete():
+            # The last part to leave takes the locks of all along.
+            with contextlib.suppress(SourceError), hold(self.store, patience=0.0):
+                self._clear_staging(None)
 
-    @contextlib.contextmanager
-    def _part(self, index: int, count: int) -> Iterator[str]:
-        """Hold one part of an array; yields what its folders in staging begin with."""
-        name = f"{index}-of-{count}"
-        with self._locked(f"{name}.lock"):
-            self.staging = self.folder / "staging" / f"{name}.{self.token}"
-            yield f"{name}."
+    def _folder_for(self, name: str) -> None:
+        if isinstance(self.store, FolderStorage):
+            self.store.path(f"{FOLDER}/{name}").mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
         """Hold the right to finish the dataset, where the last parts of an array may both try."""
-        with self._locked("finish.lock", patience=600.0):
+        with hold(self.store, "finish", patience=_FINISHING):
             yield
-
-    @contextlib.contextmanager
-    def _locked(self, name: str, patience: float = _LOCK_PATIENCE) -> Iterator[None]:
-        folder = self.folder / "staging"
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            self._lock(handle, patience=patience)
-            yield
-        finally:
-            os.close(handle)
 
     def _clear_staging(self, own: str | None = None) -> None:
         """Remove staging, or (of a part of an array) the folders that begin with `own`."""
-        folder = self.folder / "staging"
-        for _ in range(20):  # an orphaned actor may add a file between the listing and the rmdir
-            paths = [folder] if own is None else [p for p in folder.glob(f"{own}*") if p.is_dir()]
-            for path in paths:
-                shutil.rmtree(path, ignore_errors=True)
-            if not any(path.exists() for path in paths):
-                return
-            time.sleep(0.05)
+        folder = f"{FOLDER}/staging"
+        if own is None:
+            self.store.remove_folder(folder)
+            return
+        for name in self.store.children(folder):
+            if name.startswith(f"{own}."):
+                if not name.endswith(".lock"):
+                    self.store.remove_folder(f"{folder}/{name}")
 
-    def _lock(self, handle: int, *, shared: bool = False, patience: float = _LOCK_PATIENCE) -> None:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        until = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(handle, kind | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise SourceError(
-                        "another run is writing here",
-                        file=self.out,
-                        key="--out",
-                        todo="wait for it (see `wristaugment status`) or use a new --out",
-                    ) from None
-                time.sleep(0.05)
-
-    def streams(self, split: str, index: int) -> Path:
+    def streams(self, split: str, index: int) -> str:
         """Where the finished episodes of a shard are kept until it is published."""
-        return self.folder / "streams" / self.shard_name(split, index)
+        return f"{FOLDER}/streams/{self.shard_name(split, index)}"
 
-    def quality(self, split: str, index: int) -> list[dict]:
-        """What was said of each episode of a recorded shard.
+    def kept(self, split: str, index: int, record: int) -> bool:
+        """Whether a finished episode is kept there."""
+        return self.store.size(stream_name(self.streams(split, index), record)) is not None
 
-        Raises:
-            OSError, ValueError: it is not there, or no JSON.
-        """
-        path = self.folder / "quality" / f"{self.shard_name(split, index)}.json"
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    def stage(self, name: str) -> Path:
-        """A path in staging that no other attempt has had."""
+    def stage(self, name: str) -> str:
+        """A name in staging that no other attempt has had."""
         self._count += 1
-        return self.staging / f"{self._count}-{name}"
+        return f"{self.staging}/{self._count}-{name}"
 
-    def write(self, path: Path, text: str) -> None:
-        """Write a file whole or not at all: stage, fsync, rename, fsync of its folder."""
-        staged = self.stage(path.name)
-        write_synced(staged, text.encode())
-        publish(staged, path)
+    def grant(self, split: str, index: int) -> str:
+        """Grant an attempt at a shard; returns the name of its folder, which the actor makes."""
+        staged = self.stage(self.shard_name(split, index))
+        self._folder_for(self.streams(split, index).removeprefix(f"{FOLDER}/"))
+        board.grant(self.store, staged)
+        return staged
 
-    def publish(self, split: str, index: int, staged: Path, folder: Path, entry: dict) -> None:
+    def revoke(self, staged: str) -> None:
+        """Take an attempt back, with all that it left."""
+        board.revoke(self.store, staged)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file below OUT whole or not at all."""
+        self.store.write(name, text.encode(), self.stage(name.rpartition("/")[2]))
+
+    def write_pieces(self, staged: str, pieces: Iterable[str]) -> str:
+        """Write a long text to a file in staging, on the disk; returns its SHA-256."""
+        digest = hashlib.sha256()
+        with self.store.writing(staged) as file:
+            for piece in pieces:
+                data = piece.encode()
+                digest.update(data)
+                file.write(data)
+        return digest.hexdigest()
+
+    def publish(self, split: str, index: int, staged: str, place: str, entry: dict) -> None:
         """Put a finished shard in its place and record it. Only the driver calls this.
 
-        Its files are renamed one by one, and the record comes last: until then the shard counts as
-        not made, and making it again renames the same bytes over them.
+        Its files are put there one by one, and the record comes last: until then the shard counts
+        as not made, and making it again puts the same bytes over them.
 
         Args:
             staged: the folder in staging that holds its whole, fsynced files.
-            folder: the copy's folder, where they belong.
-            entry: {"result": the writer's ShardResult as a dict, "quality": [one dict an episode]}.
+            place: of the copy below OUT, where they belong.
+            entry: {"result": the writer's ShardResult as a dict, "sha256": {file: hash},
+                "quality": [one dict an episode]}.
 
         Raises:
             SourceError: a staged file is not there, or not as long as the result says.
+            JobError: another driver has taken over.
         """
         files = entry["result"]["files"]
         for name, (size, _) in files.items():
-            found = _size(staged / name)
+            found = self.store.size(f"{staged}/{name}")
             if found != size:
                 raise SourceError(
                     f"staged shard has {found} bytes, expected {size}",
-                    file=folder / name,
+                    file=self.store.where(f"{place}/{name}"),
                     key="--out",
-                    todo="with --address, --out must be one folder that every machine sees",
+                    todo="with --address, --out must be one folder that every machine sees, or an "
+                    "object store",
                 )
-        from .checksums import staged_sha256
-
-        entry["sha256"] = staged_sha256(staged, files)
         crash_point("staged")
-        folders = dict.fromkeys((folder / name).parent for name in files)
-        for parent in folders:
-            _make_folders(parent, self.out)
-        for name in files:
-            target = folder / name
-            if name.endswith("/") and target.is_dir():  # os.replace takes no folder that is full
-                os.replace(target, self.stage("replaced"))
-            publish(staged / name, target, sync_dir=False)
-        for parent in folders:
-            fsync_dir(parent)
+        if self.lease is not None:
+            self.lease.check()
+        self.store.publish(staged, files, place, self.stage("replaced"))
         crash_point("renamed")
         # Apart, since `status` reads the record of every shard, and has no use for these.
         name = f"{self.shard_name(split, index)}.json"
-        self.write(self.folder / "quality" / name, to_json(entry["quality"]))
-        self.write(
-            self.folder / "shards" / name,
-            to_json({key: entry[key] for key in ("result", "sha256")}),
-        )
+        self.write(f"{FOLDER}/quality/{name}", to_json(entry["quality"]))
+        self.write(f"{FOLDER}/shards/{name}", to_json(record_of(entry)))
         crash_point("recorded")
-        shutil.rmtree(staged, ignore_errors=True)
-        shutil.rmtree(self.streams(split, index), ignore_errors=True)
+        self.revoke(staged)
+        self.store.remove_folder(self.streams(split, index))
 
     def reopen(self) -> None:
         """Say that the dataset is not complete (any more): a shard of a finished job was lost."""
-        with contextlib.suppress(FileNotFoundError):
-            self.manifest_path.unlink()
-            fsync_dir(self.folder)
+        if self.complete():
+            self.store.remove(f"{FOLDER}/manifest.json")
+            self.store.settle(FOLDER)
 
     def finish(self, manifest: str) -> None:
-        """Write the manifest, which marks the dataset as complete."""
-        shutil.rmtree(self.folder / "streams", ignore_errors=True)
-        self.write(self.manifest_path, manifest)
+        """Put the manifest in place, which marks the dataset as complete.
+
+        Args:
+            manifest: its name in staging.
+        """
+        self.store.remove_folder(f"{FOLDER}/streams")
+        if self.lease is not None:
+            self.lease.check()
+        self.store.move(manifest, f"{FOLDER}/manifest.json")
         crash_point("complete")
 
 
-def in_place(entry: dict, folder: Path) -> bool:
-    """Whether the files of a recorded shard are below `folder`, each as long as recorded."""
-    for name, (size, _) in entry["result"]["files"].items():
-        path = folder / name
-        if name.endswith("/"):  # renamed as a whole; `verify` looks into it
-            if not path.is_dir():
-                return False
-        else:
-            try:
-                if path.stat().st_size != size:
+class Looks:
+    """Looks at which files of recorded shards are in their place.
+
+    Args:
+        place: of the copy below OUT.
+    """
+
+    def __init__(self, ledger: Ledger, place: str):
+        self.store, self.place = ledger.store, place
+        # A request for each file would take long; a listing tells of a thousand at a time.
+        self._sizes = None if self.store.folder is not None else self.store.files(_inner(place))
+
+    def in_place(self, entry: dict) -> bool:
+        """Whether the files of a recorded shard are there, each as long as recorded."""
+        for name, (size, _) in entry["result"]["files"].items():
+            if self._sizes is None:
+                assert isinstance(self.store, FolderStorage)
+                path = self.store.path(f"{self.place}/{name}")
+                if name.endswith("/"):  # renamed as a whole; `verify` looks into it
+                    if not path.is_dir():
+                        return False
+                    continue
+                try:
+                    if path.stat().st_size != size:
+                        return False
+                except (FileNotFoundError, NotADirectoryError):
                     return False
-            except FileNotFoundError:
+            elif name.endswith("/"):
+                if not any(found.startswith(name) for found in self._sizes):
+                    return False
+            elif self._sizes.get(name) != size:
                 return False
-    return True
+        return True
 
 
-def _size(path: Path) -> int | None:
-    """The bytes of a file, or of all files in a folder; None where there is nothing."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size if path.exists() else None
-
-
-def _make_folders(folder: Path, above: Path) -> None:
-    """mkdir -p, with each new name made durable in its parent."""
-    if folder == above or folder.is_dir():
-        return
-    _make_folders(folder.parent, above)
-    folder.mkdir(exist_ok=True)
-    fsync_dir(folder.parent)
+def _inner(place: str) -> str:
+    return "" if place == "." else place

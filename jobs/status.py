@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from .output import COMPLETE, QUARANTINED, bad_lines, speaker, write_json
 
     say = speaker(args.json)
-    state = look(Path(args.out))
+    state = look(args.out)
     write_json(args.json, state)
     say(
         f"{state['dataset']} {state['version']}, recipe {state['recipe']}: "
@@ -47,25 +47,27 @@ def run(args: argparse.Namespace) -> int:
     return QUARANTINED if state["complete"] and state["bad"] else COMPLETE
 
 
-def look(out: Path) -> dict:
+def look(out: Path | str) -> dict:
     """The state of the job in `out`, as plain values.
 
     Raises:
         SourceError: there is no job.
     """
     from ..readers.errors import SourceError
-    from .ledger import Ledger, in_place
+    from .ledger import Ledger, Looks
 
     ledger = Ledger(out)
     plan = ledger.plan()
     if plan is None:
         raise SourceError("holds no job", file=out, todo="give the --out of `wristaugment run`")
     entries = ledger.entries()
-    folder = out / plan["place"]
+    place = plan["place"]
+    folder = ledger.store.where("" if place == "." else place)
+    looks = Looks(ledger, place)
     total = plan["shards"]
     done, lost = [], []
     for name, entry in sorted(entries.items()):
-        (done if in_place(entry, folder) else lost).append((name, entry))
+        (done if looks.in_place(entry) else lost).append((name, entry))
     running = ledger.running()
     complete = ledger.complete() and len(done) == total
     if running:

@@ -107,10 +107,10 @@ def test_a_folder_with_something_else_in_it_is_refused_and_an_empty_one_is_not(t
 
 
 def test_a_second_driver_is_refused_and_leaves_the_first_ones_staging_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("wristaugment.jobs.ledger._LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("wristaugment.jobs.lease.PATIENCE", 0.1)
     first, second = Ledger(tmp_path), Ledger(tmp_path)
     with first.opened({"seed": 0}):
-        staged = first.stage("shard")
+        staged = tmp_path / first.stage("shard")
         staged.write_bytes(b"half a shard")
         with pytest.raises(SourceError, match="another run"), second.opened({"seed": 0}):
             pass
@@ -137,12 +137,12 @@ def test_looking_at_a_job_does_not_keep_a_driver_out(tmp_path):
 def test_what_an_orphaned_actor_does_late_cannot_reach_the_next_job(tmp_path):
     dead, alive = Ledger(tmp_path), Ledger(tmp_path)
     with dead.opened({"seed": 0}):
-        late = dead.stage("train-00000")
+        late = tmp_path / dead.stage("train-00000")
         late.write_bytes(b"from the dead")
     with alive.opened({"seed": 0}):
         with pytest.raises(FileNotFoundError):
             late.write_bytes(b"from the dead")
-        assert alive.stage("train-00000") != late
+        assert tmp_path / alive.stage("train-00000") != late
     assert not (tmp_path / ".wristaugment" / "staging").exists()
 
 
@@ -151,11 +151,11 @@ def test_a_staged_shard_of_another_length_is_not_published(tmp_path):
     final = tmp_path / "droid" / "shard"
     with ledger.opened({"seed": 0}):
         staged = ledger.stage("train-00000")
-        staged.mkdir()
-        (staged / "shard").write_bytes(b"12345")
+        (tmp_path / staged).mkdir()
+        (tmp_path / staged / "shard").write_bytes(b"12345")
         with pytest.raises(SourceError, match="5 bytes, expected 6"):
             entry = {"result": {"files": {"shard": [6, None]}}}
-            ledger.publish("train", 0, staged, final.parent, entry)
+            ledger.publish("train", 0, staged, "droid", entry)
     assert not final.exists() and ledger.entry("train", 0) is None
 
 

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from ..augment.latents import LatentStore, find_store, store_identity
     from ..augment.weights import check as check_weights
     from ..augment.weights import fingerprint, notices
-    from .pool import device_here
+    from .cluster import device_here
     from .progress import Progress
 
     say = speaker(args.json)

@@ -6,7 +6,6 @@ A command lives in jobs/<name>.py and gives `add_parser(subparsers)` and `run(ar
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 import traceback
@@ -16,6 +15,7 @@ from .. import __version__
 from ..models.errors import WeightsError
 from ..readers.errors import SourceError
 from . import cache, evaluate, inspect, run, simulate, status, train, verify, weights
+from .failures import is_disk
 from .interrupt import EXIT_CODE, Interrupted
 from .output import DISK, INTERNAL, REFUSED, DiskError, JobError
 
@@ -31,8 +31,6 @@ COMMANDS = {
     "train": train,
     "weights": weights,
 }
-# What the user's disk or rights are the cause of, as against a fault of the program.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO)
 _EPILOG = """\
 a first look, and a first run:
   wristaugment inspect /data/droid/1.0.1
@@ -79,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERNAL
     except OSError as error:
-        if error.errno not in _DISK:
+        if not is_disk(error):
             return _unexpected()
         where = f"{error.filename}: " if error.filename else ""
         todo = "make room or fix the rights, then run the same command"

@@ -20,9 +20,9 @@ from ..models.errors import WeightsError
 from ..readers.errors import SourceError
 from ..writers.atomic import write_atomic
 from . import interrupt
-from .actor import DISK_ERRNOS
+from .cluster import Cluster
+from .failures import is_disk
 from .output import DiskError, JobError
-from .pool import Cluster
 from .stages import TrainJob, get_stage
 
 _STOP, _OUTCOME, _RAY = "stop", "outcome.json", "ray"
@@ -191,7 +191,7 @@ def _in_words(error: BaseException) -> BaseException:
     for inner in found:
         if isinstance(inner, (SourceError, WeightsError)):
             return inner
-        if isinstance(inner, OSError) and inner.errno in DISK_ERRNOS:
+        if is_disk(inner):
             return DiskError(str(inner))
     said = str((found or [error])[0]).strip().splitlines() or [type(error).__name__]
     kind = f"{type(found[0]).__name__}: " if found else ""

@@ -170,8 +170,8 @@ def _scorer(args: argparse.Namespace):
     from ..augment.baselines import parse_ways
     from ..augment.evaluate import Scorer
     from ..augment.recipe import get_recipe, weights_folder
+    from .cluster import device_here
     from .plan import split_values
-    from .pool import device_here
 
     names = split_values(args.recipes) or ([] if args.copy else split_values([_RECIPES]))
     ways = parse_ways(names, poses=args.pose) if names else []

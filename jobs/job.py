@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 
 from .. import __version__
 from ..augment.recipe import Recipe, change_recipe, get_recipe
@@ -18,10 +18,13 @@ from ..readers.dataset import Dataset, Shard
 from ..readers.errors import SourceError
 from ..writers.copy import DatasetCopy
 from ..writers.formats import usual_size
-from .actor import Work
+from .cluster import Cluster, local_gpus
+from .events import EventLog
 from .ledger import Ledger
 from .plan import make_plan, parse_size, source_fingerprint, split_values
-from .pool import Cluster, Task, local_gpus
+from .pool import Task
+from .storage import is_url
+from .work import Work
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Job:
         dataset, copy: the source, and the writer of its copy (which has written nothing).
         tasks: the shards to make, in the order of the source.
         cluster: the cluster at --address; None until one is started on this machine.
+        events: the log of what happens.
     """
 
     dataset: Dataset
@@ -43,6 +47,13 @@ class Job:
     tasks: list[Task]
     shards: dict[tuple[str, int], Shard]
     cluster: Cluster | None = None
+    events: EventLog = field(default_factory=lambda: EventLog.open(None))
+
+    @property
+    def folder(self) -> str:
+        """Where the copy's files lie: a path or a URL."""
+        place = self.plan["place"]
+        return self.ledger.store.where("" if place == "." else place)
 
     def start_cluster(self, asked: int | None, pending: int) -> Cluster:
         """The cluster to work on, started on this machine unless --address named one."""
@@ -53,9 +64,13 @@ class Job:
             self.cluster = Cluster(gpus=gpus, least_cpus=least)
         return self.cluster
 
-    def actors(self, cluster: Cluster, asked: int | None, pending: int) -> int:
-        """How many actors to hold: as asked, else one per GPU or core; never more than shards."""
-        slots = cluster.slots(self.work.device)
+    def actors(self, cluster: Cluster, asked: int | None, pending: int, share: float = 1.0) -> int:
+        """How many actors to hold: as asked, else one per GPU or core; never more than shards.
+
+        Args:
+            share: of a GPU that an actor takes.
+        """
+        slots = cluster.slots(self.work.device, share)
         if slots < 1:
             raise SourceError(
                 f"the cluster has no {'GPU' if self.work.device == 'cuda' else 'CPU'}",
@@ -80,14 +95,18 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
             raise SourceError(
                 f"{value} is too small", key=_option(name), todo=f"give {least} or more"
             )
+    for name in ("record_timeout", "lease", "gpus_per_actor"):
+        value = getattr(args, name)
+        if not 0 < value < math.inf:
+            raise SourceError(f"{value} is no positive number", key=_option(name), todo="give one")
     recipe = change_recipe(get_recipe(args.recipe), args.set or ())
     anchor_keys = split_values(args.anchor_keys)
     splits = split_values(args.split)
     work = Work(
-        data_dir=str(Path(args.data_dir).expanduser().absolute()),
+        data_dir=_place(args.data_dir),
         dataset=args.dataset,
         anchor_keys=tuple(anchor_keys) if anchor_keys else None,
-        out=str(Path(args.out).expanduser().absolute()),
+        out=_place(args.out),
         splits=tuple(splits) if splits else None,
         limit=args.episodes,
         recipe=args.recipe,
@@ -106,7 +125,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     dataset = work.open_source()
     size, made = _sizes(args, recipe, dataset)
     work = replace(work, size=size, made=made)
-    _apart(dataset.folder, Path(work.out))
+    _apart(dataset.folder, work)
     if args.pose == "measured":
         _calibrated(dataset)
     copy = work.open_copy(dataset)
@@ -139,7 +158,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         seed=args.seed,
         replace=args.replace,
     )
-    ledger = Ledger(Path(work.out))
+    ledger = Ledger(work.out if is_url(work.out) else Path(work.out))
     ledger.check(plan)
     return Job(
         dataset=dataset,
@@ -191,9 +210,17 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _apart(source: Path, out: Path) -> None:
+def _place(text: str) -> str:
+    """A path made absolute; a URL as it is."""
+    return text.rstrip("/") if is_url(text) else str(Path(text).expanduser().absolute())
+
+
+def _apart(folder: Path, work: Work) -> None:
     """Refuse an --out that would put the copy into the source or around it."""
-    source, out = source.resolve(), out.resolve()
+    if is_url(work.out) or is_url(work.data_dir):
+        source, out = PurePosixPath(work.data_dir), PurePosixPath(work.out)
+    else:
+        source, out = folder.resolve(), Path(work.out).resolve()
     if source.is_relative_to(out) or out.is_relative_to(source):
         raise SourceError(
             f"overlaps the source {source}",

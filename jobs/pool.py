@@ -1,30 +1,35 @@
-"""The Ray side of a job: a cluster, actors that make shards, and what happens when one dies."""
+"""The Ray side of a job: actors that make shards, and what happens when one dies or hangs.
+
+What follows from which failure is written down in `failures`; the counting is in `suspicion`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import glob
-import os
-import shutil
-import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ..readers.errors import SourceError
-from .actor import Outcome, ShardActor, Work
-from .interrupt import check
+from . import board
+from .actor import Outcome, ShardActor
+from .board import WRITING, Said
+from .cluster import Cluster
+from .events import EventLog
+from .failures import ATTEMPTS, IDLE
 from .ledger import Ledger
 from .output import JobError
+from .storage import FolderStorage
+from .suspicion import Suspicion
+from .work import Work
 
-ATTEMPTS = 3  # how often a shard is given to an actor that then dies or fails
-_LOCAL_STORE = 100 * 2**20  # bytes; names and small results are all that goes through it
 _POLL = 0.5  # seconds
+_REMOTE_POLL = 3.0  # seconds between two looks at a board in an object store
 _PATIENCE = 60.0  # seconds without any actor before the user is told that the cluster is busy
+_LOADING = 3600.0  # seconds until the first record is begun
+_GONE = 5.0  # seconds for an actor that was killed to be seen dead; then it counts as dead
 
 
 @dataclass(frozen=True)
@@ -36,132 +41,54 @@ class Task:
     episodes: int
 
 
-def local_gpus() -> int:
-    """How many GPUs torch can use on this machine, without loading torch where there are none."""
-    if not glob.glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/dxg"):
-        return 0
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def device_here(asked: str) -> str:
-    """ "cpu" or "cuda" for a command that works in its own process, from its --device.
-
-    Raises:
-        SourceError: a GPU was asked for and there is none.
-    """
-    if asked != "cpu" and local_gpus():
-        return "cuda"
-    if asked == "cuda":
-        raise SourceError("no GPU is found", key="--device", todo="use --device cpu")
-    return "cpu"
-
-
-class Cluster:
-    """A Ray cluster: one of the machine's own, or the one at an address. Use as a context manager.
-
-    Args:
-        address: as --address; None starts one on this machine.
-        gpus: GPUs of this machine to offer to it (only where address is None).
-        least_cpus: offer at least so many CPU slots, so that actors may outnumber the cores.
-    """
-
-    def __init__(self, address: str | None = None, *, gpus: int = 0, least_cpus: int = 0):
-        # Read when ray is imported: no calls home, and no word on settings of Ray's future.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if address:
-            answers(address)
-        import ray
-
-        self.ray = ray
-        quiet = {"logging_level": "ERROR", "log_to_driver": False}
-        if address:
-            try:
-                ray.init(address=address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-                raise _unreachable(address, str(error).strip().splitlines()[0]) from error
-        else:
-            self._start(gpus, least_cpus, quiet)
-
-    def _start(self, gpus: int, least_cpus: int, quiet: dict) -> None:
-        """Start a cluster on this machine; again if it does not come up, as on a busy machine."""
-        cores = len(os.sched_getaffinity(0))
-        for left in reversed(range(ATTEMPTS)):
-            try:
-                self.ray.init(
-                    address="local",  # whatever RAY_ADDRESS says
-                    include_dashboard=False,
-                    num_cpus=least_cpus if least_cpus > cores else None,
-                    num_gpus=gpus,
-                    object_store_memory=_LOCAL_STORE,
-                    **quiet,
-                )
-                return
-            except Exception as error:
-                self.ray.shutdown()
-                check()
-                if not left:
-                    reason = str(error).strip().splitlines()[0]
-                    raise JobError(
-                        f"Ray did not start on this machine: {reason}; see its logs in /tmp/ray, "
-                        "then run the same command"
-                    ) from error
-
-    def __enter__(self) -> Cluster:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.ray.shutdown()
-
-    def slots(self, device: str) -> int:
-        """How many actors the whole cluster has room for: its GPUs, or its CPUs for "cpu"."""
-        return int(self.ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
-
-
-def answers(address: str) -> None:
-    """Raise SourceError if nothing listens at host:port; Ray itself would try for ten minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return  # "auto" and the like
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise _unreachable(address, str(error)) from error
-
-
-def _unreachable(address: str, reason: str) -> SourceError:
-    return SourceError(
-        f"cannot reach a Ray cluster at {address}: {reason}",
-        key="--address",
-        todo="start one with `ray start --head` (where it asks for a token, set "
-        "RAY_AUTH_MODE=token), or leave --address out",
-    )
-
-
 @dataclass
 class _Attempt:
-    """A shard at an actor.
+    """A shard, or one record of it, at an actor.
 
     Attributes:
-        at: the record that it was seen at last (-1: at none), and since when, by our own clock.
+        record: the one that is tried alone, or None where the shard is made.
+        said: what stood on its board last; since: when each (step, record) was first seen there;
+            moved: when it last showed life. All by our own clock.
+        killed: why it was killed, "late" or "silent", and when; "" while it was not. slow: the
+            records that were late.
     """
 
     task: Task
-    staged: Path
-    counter: Path
-    at: int = -1
-    since: float = field(default_factory=time.monotonic)
+    staged: str
+    record: int | None = None
+    said: Said = field(default_factory=Said)
+    since: dict[tuple[str, int], float] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    moved: float = field(default_factory=time.monotonic)
+    looked: float = 0.0
+    killed: str = ""
+    slow: list[int] = field(default_factory=list)
+    killed_at: float = 0.0
 
-    def look(self) -> None:
-        """See which record it is at."""
-        try:
-            found = int(Path(f"{self.counter}.at").read_bytes() or b"-1")
-        except (OSError, ValueError):
+    def look(self, store) -> None:
+        """See what it says of itself now."""
+        now = self.looked = time.monotonic()
+        said = board.look(store, self.staged)
+        if said is None or said == self.said:
             return
-        if found != self.at:
-            self.at, self.since = found, time.monotonic()
+        self.said, self.moved = said, now
+        self.since = {place: self.since.get(place, now) for place in said.at}
+
+    def late(self, patience: float) -> list[int]:
+        """The records that it has been reading or making for longer than that.
+
+        What is being written has been made: a disk that takes its time is not the record's doing.
+        """
+        now = time.monotonic()
+        return [
+            record
+            for (step, record), since in self.since.items()
+            if step != WRITING and now - since > patience
+        ]
+
+    def stuck(self) -> bool:
+        """Whether it has not come to its first record for far too long."""
+        return not (self.said.at or self.said.made) and time.monotonic() - self.began > _LOADING
 
 
 @dataclass
@@ -172,6 +99,10 @@ class ActorPool:
         count: actors to hold at most.
         say: prints a line for the user.
         patience: seconds that a record may take; its actor is killed then.
+        lease: seconds that an actor may show no life; its shard is given to another then.
+        share: of a GPU that an actor takes.
+        made: episodes that shards not yet published have, as far as their actors said. kept: those
+            of all shards so far that an earlier run had made.
     """
 
     cluster: Cluster
@@ -180,23 +111,30 @@ class ActorPool:
     ledger: Ledger
     say: Callable[[str], None]
     patience: float = float("inf")
-    _given_up: dict[Task, dict[int, str]] = field(default_factory=dict)
-    _suspects: dict[tuple[Task, int], int] = field(default_factory=dict)
+    lease: float = float("inf")
+    share: float = 1.0
+    events: EventLog = field(default_factory=lambda: EventLog.open(None))
+    made: int = 0
+    kept: int = 0
+    _kept_before: int = 0
+    _suspicion: Suspicion = field(default_factory=Suspicion)
+    _started: int = 0
+    _idle: int = 0  # actors that died since the last episode was made
+    _batch: int | None = None
 
     def run(
         self, tasks: Sequence[Task], tick: Callable[[], None]
-    ) -> Iterator[tuple[Task, Outcome, Path]]:
+    ) -> Iterator[tuple[Task, Outcome, str]]:
         """Make every task; yields (task, its outcome, its staged folder) in the order of finishing.
 
         Outcomes of kind "failed" are tried again in a new process, as are shards whose actor died
-        or took too long over a record. A record at which that happens `ATTEMPTS` times is given up;
-        what was finished before it is kept, so that no attempt but the first gets past others.
+        or took too long. Records that such an actor was at are tried alone first; see `failures`.
 
         Args:
             tick: called about twice a second.
 
         Raises:
-            JobError: a shard failed `ATTEMPTS` times.
+            JobError: a shard failed `ATTEMPTS` times, or actors die without end.
         """
         from ray.exceptions import RayError
 
@@ -212,118 +150,216 @@ class ActorPool:
                     actor = self._start()
                     flying[actor.about.remote()] = (actor, None)
                 ready, _ = ray.wait(list(flying), num_returns=1, timeout=_POLL)
+                for ref in self._watch(ray, flying):
+                    if ref not in ready:
+                        ready.append(ref)
                 tick()
-                self._watch(ray, flying)
-                if not seen and not told and time.monotonic() - since > _PATIENCE:
+                if not (ready or seen or told) and time.monotonic() - since > _PATIENCE:
                     self.say(f"still waiting for the first of {self.count} actors to start")
                     told = True
                 for ref in ready:
                     actor, attempt = flying.pop(ref)
                     try:
+                        if attempt is not None and attempt.killed:
+                            raise RayError(f"it was killed ({attempt.killed})")
                         value = ray.get(ref)
                     except RayError as error:
-                        self._died(attempt, error, tries, waiting)
+                        self._died(attempt, error, waiting)
                         continue
                     seen = True
-                    if attempt is not None and value.kind == "failed":
-                        ray.kill(
-                            actor
-                        )  # a process in an unknown state (a broken CUDA context, ...)
+                    if attempt is not None and value.kind in ("failed", "lost"):
+                        # A process in an unknown state (a broken CUDA context, ...).
+                        ray.kill(actor)
                         print(value.trace, file=sys.stderr, end="")
                         self._again(attempt, value.text, tries, waiting)
                         continue
+                    if attempt is not None and attempt.record is not None:
+                        self._tried(attempt, value, waiting)
+                        if value.kind in ("tried", "harm"):
+                            attempt = None
                     if waiting:  # before the yield: the actor works on while its shard is published
                         following = self._attempt(waiting.popleft())
                         flying[self._send(actor, following)] = (actor, following)
                     if attempt is not None:
+                        self._progress(value)
+                        self._kept_before += attempt.said.kept
+                        self._suspicion.forget(attempt.task)
                         yield attempt.task, value, attempt.staged
         finally:
             for actor, _ in flying.values():
                 with contextlib.suppress(Exception):
                     ray.kill(actor)
 
-    def _watch(self, ray, flying) -> None:
-        """Kill actors that have been at one record for too long."""
-        for actor, attempt in flying.values():
+    # -- what is under way -----------------------------------------------------------------------
+
+    def _watch(self, ray, flying) -> list:
+        """Look at every attempt; kill what hangs. Returns the refs that count as dead by now."""
+        now, dead = time.monotonic(), []
+        pause = 0.0 if isinstance(self.ledger.store, FolderStorage) else _REMOTE_POLL
+        self.made, self.kept = 0, self._kept_before
+        for ref, (actor, attempt) in flying.items():
             if attempt is None:
                 continue
-            attempt.look()
-            if attempt.at >= 0 and time.monotonic() - attempt.since > self.patience:
-                name = self.ledger.shard_name(attempt.task.split, attempt.task.index)
-                self.say(f"shard {name}: record {attempt.at} takes too long; its actor is killed")
-                ray.kill(actor)
-                attempt.since = float("inf")  # once; ray.wait gives the shard back
+            if attempt.killed:
+                # A process that is stopped, or on a machine that is gone, may never be seen to die.
+                if now - attempt.killed_at > _GONE:
+                    dead.append(ref)
+                continue
+            before = attempt.said.made
+            if now - attempt.looked >= pause:
+                attempt.look(self.ledger.store)
+            if attempt.said.made > before:
+                self._idle = 0
+            self.made += attempt.said.made
+            self.kept += attempt.said.kept
+            attempt.slow = attempt.late(self.patience)
+            if attempt.slow:
+                self._kill(ray, actor, attempt, "late")
+            elif now - attempt.moved > self.lease or attempt.stuck():
+                self._kill(ray, actor, attempt, "silent")
+        return dead
+
+    def _kill(self, ray, actor, attempt: _Attempt, why: str) -> None:
+        name = self._name(attempt.task)
+        if why == "late":
+            at = ", ".join(map(str, attempt.slow))
+            self.say(f"shard {name}: record {at} takes too long; its actor is killed")
+        else:
+            self.say(f"shard {name}: its actor shows no life; it is killed and another takes over")
+        attempt.killed, attempt.killed_at = why, time.monotonic()
+        # First, so that nothing it does from here on can be taken for work that is wanted.
+        self.ledger.store.remove(f"{attempt.staged}.grant")
+        with contextlib.suppress(Exception):
+            ray.kill(actor)
 
     def _start(self):
+        self._started += 1
+        self.events.write("actor_started", actor=self._started)
         remote = self.cluster.ray.remote(ShardActor)
-        gpus = 1 if self.work.device == "cuda" else 0
+        gpus = self.share if self.work.device == "cuda" else 0
         return remote.options(num_cpus=1, num_gpus=gpus, max_restarts=0).remote(self.work)
 
-    def _send(self, actor, attempt: _Attempt):
-        task = attempt.task
-        return actor.make_shard.remote(
-            task.split,
-            task.index,
-            str(attempt.staged),
-            str(attempt.counter),
-            str(self.ledger.streams(task.split, task.index)),
-            self._given_up.get(task),
-        )
-
     def _attempt(self, task: Task) -> _Attempt:
-        staged = self.ledger.stage(self.ledger.shard_name(task.split, task.index))
-        return _Attempt(task, staged, staged.with_name(staged.name + ".count"))
+        record = self._suspicion.next_suspect(task)
+        return _Attempt(task, self.ledger.grant(task.split, task.index), record)
 
-    def _died(self, attempt: _Attempt | None, error: Exception, tries, waiting) -> None:
+    def _send(self, actor, attempt: _Attempt):
+        task, streams = attempt.task, self.ledger.streams(attempt.task.split, attempt.task.index)
+        if attempt.record is not None:
+            return actor.try_record.remote(
+                task.split, task.index, attempt.record, attempt.staged, streams
+            )
+        self.events.write("shard_started", shard=self._name(task))
+        given_up = self._suspicion.given_up(task)
+        return actor.make_shard.remote(task.split, task.index, attempt.staged, streams, given_up)
+
+    def _name(self, task: Task) -> str:
+        return self.ledger.shard_name(task.split, task.index)
+
+    def _progress(self, value: Outcome) -> None:
+        self._idle = 0
+        batch = value.facts.get("batch")
+        if batch is not None and batch != self._batch:
+            self._batch = batch
+            self.say(f"a GPU's memory was too small: batches of {batch} timesteps from here on")
+            self.events.write("batch_halved", batch=batch)
+
+    # -- what went wrong -------------------------------------------------------------------------
+
+    def _died(self, attempt: _Attempt | None, error: Exception, waiting) -> None:
+        """An actor died, or was killed: see which records it was at, and give the shard back."""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        self._idle += 1
+        self.events.write("actor_died", reason=reason)
         if attempt is not None:
-            late = attempt.since == float("inf")
-            if not late:
-                attempt.look()
-            if attempt.at >= 0:
-                self._suspect(attempt, late, reason, waiting)
-                return
-            self._again(attempt, f"its actor died ({reason})", tries, waiting)
-            return
-        # It died before it was given anything: count that too, or a broken machine spins forever.
-        starts = tries[None] = tries.get(None, 0) + 1
-        if starts >= ATTEMPTS:
-            raise JobError(f"actors die as they start: {reason}")
+            if not attempt.killed:
+                attempt.look(self.ledger.store)
+            if attempt.record is not None:
+                self._harm_or_bad_luck(attempt, reason)
+            else:
+                self._suspect(attempt, reason)
+            self.ledger.revoke(attempt.staged)
+            waiting.appendleft(attempt.task)
+        if self._idle >= IDLE:
+            raise JobError(
+                f"{IDLE} actors died one after the other and not one episode was made, last: "
+                f"{reason}; what is done is kept: run the same command to go on from here"
+            )
 
-    def _suspect(self, attempt: _Attempt, late: bool, reason: str, waiting) -> None:
-        """Note that an actor died at a record, and give the record up if it is not the first."""
-        task, record = attempt.task, attempt.at
-        deaths = self._suspects[task, record] = self._suspects.get((task, record), 0) + 1
-        self._remove(attempt)
-        name = self.ledger.shard_name(task.split, task.index)
-        what = (
-            f"takes longer than {self.patience:g} s" if late else "ends the process that makes it"
-        )
-        if deaths >= ATTEMPTS:
-            # No word on how the process died: the same record must give the same ledger.
-            self._given_up.setdefault(task, {})[record] = f"{what}, {ATTEMPTS} times"
-            self.say(f"shard {name}: record {record} {what}; it is given up ({reason})")
+    def _suspect(self, attempt: _Attempt, reason: str) -> None:
+        """Of an actor that made a shard."""
+        task, records = attempt.task, attempt.said.records
+        fault = ""
+        if attempt.killed == "late":
+            records, fault = attempt.slow, f"takes longer than {self.patience:g} s"
+        elif self.ledger.store.size(f"{attempt.staged}.fault") and len(records) == 1:
+            fault = "ends the process that makes it"
+        name = self._name(task)
+        if not records:
+            self.say(f"shard {name}: its actor died ({reason}); making it again")
+        self.events.write("retried", shard=name, reason=reason, records=records)
+        for record in records:
+            if self._suspicion.suspect(task, record) >= IDLE:
+                raise JobError(
+                    f"shard {name}: {IDLE} actors died at record {record}, which does no harm when "
+                    f"it is made alone, last: {reason}; what is done is kept"
+                )
+            if self.ledger.kept(task.split, task.index, record):
+                self._suspicion.acquit(task, record)  # it was being written, and has been made
+            elif fault:
+                self._blame(task, record, fault, reason)
+            else:
+                self.say(
+                    f"shard {name}: its actor died at record {record} ({reason}), which is tried "
+                    "alone"
+                )
+                self.events.write("suspect", shard=name, record=record)
+
+    def _harm_or_bad_luck(self, attempt: _Attempt, reason: str) -> None:
+        """Of an actor whose child made a suspect: only its being late is the record's doing."""
+        assert attempt.record is not None
+        if attempt.killed == "late":
+            fault = f"takes longer than {self.patience:g} s"
+            self._blame(attempt.task, attempt.record, fault, reason)
+
+    def _tried(self, attempt: _Attempt, value: Outcome, waiting) -> None:
+        """A suspect was tried alone, and its actor lives."""
+        assert attempt.record is not None
+        if value.kind == "tried":
+            self._idle = 0
+            self._suspicion.acquit(attempt.task, attempt.record)
+        elif value.kind == "harm":
+            self._idle = 0  # the record's doing
+            self._blame(attempt.task, attempt.record, value.text, value.text)
+        else:
+            return  # the driver's matter: disk, refused
+        self.ledger.revoke(attempt.staged)
+        waiting.appendleft(attempt.task)
+
+    def _blame(self, task: Task, record: int, fault: str, reason: str) -> None:
+        name = self._name(task)
+        count = self._suspicion.blame(task, record, fault)
+        if count >= ATTEMPTS:
+            self.say(f"shard {name}: record {record} {fault}; it is given up ({reason})")
+            self.events.write("given_up", shard=name, record=record, reason=fault)
         else:
             self.say(
-                f"shard {name}: record {record} {what} ({reason}); trying again "
-                f"({deaths + 1} of {ATTEMPTS})"
+                f"shard {name}: record {record} {fault}; trying it alone ({count + 1} of "
+                f"{ATTEMPTS})"
             )
-        waiting.appendleft(task)
+            self.events.write("suspect", shard=name, record=record, reason=fault, blamed=count)
 
-    def _remove(self, attempt: _Attempt) -> None:
-        shutil.rmtree(attempt.staged, ignore_errors=True)
-        attempt.counter.unlink(missing_ok=True)
-        Path(f"{attempt.counter}.at").unlink(missing_ok=True)
-
-    def _again(self, attempt: _Attempt, text: str, tries, waiting) -> None:
-        self._remove(attempt)
+    def _again(self, attempt: _Attempt, text: str, tries: dict[Task, int], waiting) -> None:
+        """A shard failed without its actor's death."""
+        self.ledger.revoke(attempt.staged)
         task = attempt.task
         tries[task] = tries.get(task, 0) + 1
-        name = self.ledger.shard_name(task.split, task.index)
+        name = self._name(task)
         if tries[task] >= ATTEMPTS:
             raise JobError(
                 f"shard {name} failed {ATTEMPTS} times, last: {text}; what is done is kept: "
                 "run the same command to go on from here"
             )
         self.say(f"shard {name}: {text}; trying again ({tries[task] + 1} of {ATTEMPTS})")
+        self.events.write("retried", shard=name, reason=text, attempt=tries[task] + 1)
         waiting.appendleft(task)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import json
-from shlex import quote
 
+from .. import __version__
+from .failures import is_disk
 from .interrupt import EXIT_CODE, Interrupted, arm, armed, check
 from .output import COMPLETE, QUARANTINED, DiskError, JobError, bad_lines, speaker, write_json
 
@@ -152,6 +151,27 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "up (default: %(default)g)",
     )
     how.add_argument(
+        "--lease",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="an actor that shows no life for so long (a machine that is gone or stands still) is "
+        "killed, and another makes its shard (default: %(default)g)",
+    )
+    how.add_argument(
+        "--gpus-per-actor",
+        type=float,
+        default=1.0,
+        metavar="G",
+        help="GPUs that an actor takes: 0.5 puts two actors on each (default: %(default)g)",
+    )
+    how.add_argument(
+        "--events",
+        metavar="FILE",
+        help="log of what happened, a line of JSON an event (default: OUT.events.jsonl beside a "
+        "local --out, <its name>.events.jsonl in the current folder for a URL; none: no log)",
+    )
+    how.add_argument(
         "--shard",
         metavar="I/N",
         help="work on part I (from 0) of N alone, as one task of a SLURM array with no cluster: "
@@ -170,11 +190,13 @@ def run(args: argparse.Namespace) -> int:
         SourceError: refused; nothing was written.
     """
     from ..augment.weights import notices
+    from .events import EventLog, events_path, plan_id
     from .job import prepare
 
     say = speaker(args.json)
     with contextlib.ExitStack() as stack:
         job = prepare(args, stack)
+        log = events_path(args.events, args.out, parse_part(args.shard), job.dataset.folder)
         for line in notices(job.recipe):
             say(f"licence: {line}")
         for line in job.dataset.notes():
@@ -184,69 +206,102 @@ def run(args: argparse.Namespace) -> int:
 
             return estimate(job, args, say)
         stack.enter_context(armed())
-        return _execute(job, args, say)
+        job.events = stack.enter_context(EventLog.open(log, job=plan_id(job.plan)))
+        if job.events.problem:
+            say(job.events.problem)
+        return _told(job, args, say, log)
 
 
-def _execute(job, args, say) -> int:
-    """Make what is missing, publish it, finish the dataset, and say what came of it."""
-    ledger, done, resumed = job.ledger, 0, 0
-    part = parse_part(args.shard)
+def _told(job, args, say, log) -> int:
+    """Run the job, and say how it ended and what to do next, whichever way that was."""
+    from .next_steps import lines
+
+    facts: dict = {"shards": len(job.tasks), "events": log}
+    events = job.events
     try:
-        with ledger.opened(job.plan, part):
-            entries = {
-                task: entry
-                for task in job.tasks
-                if (entry := ledger.done(task.split, task.index, job.copy.folder))
-                and not (args.retry and entry["result"]["bad"])
-            }
-            resumed = sum(task.episodes for task in entries)
-            kept = sum(entry["result"]["records"] for entry in entries.values())
-            done = len(entries)
-            pending = [task for task in job.tasks if task not in entries]
-            if part is not None:
-                own = set(job.tasks[part[0] :: part[1]])
-                pending = [task for task in pending if task in own]
-            if pending:
-                ledger.reopen()
-                with contextlib.closing(_made(job, args, pending, resumed, say)) as made:
-                    for task, entry in made:
-                        entries[task] = entry
-                        done = len(entries)
-            if part is not None:
-                entries = {
-                    task: entry
-                    for task in job.tasks
-                    if (entry := ledger.done(task.split, task.index, job.copy.folder))
-                }
-                if len(entries) < len(job.tasks):
-                    return _part_done(job, args, part, entries, say)
-                with ledger.finishing():
-                    summary = _finish(job, [entries[task] for task in job.tasks])
-            else:
-                summary = _finish(job, [entries[task] for task in job.tasks])
+        code = _execute(job, args, say, facts)
     except Interrupted as error:
-        say(
-            f"interrupted ({error}); {done} of {len(job.tasks)} shards are done; "
-            "run the same command to go on"
+        events.write("interrupted", signal=str(error))
+        for line in lines("interrupted", args, {**facts, "signal": str(error)}):
+            say(line)
+        code = EXIT_CODE
+    except JobError as error:
+        events.write("failed", reason=str(error))
+        for line in lines("internal", args, facts):
+            say(line)
+        raise
+    except OSError as error:
+        if isinstance(error, DiskError) or is_disk(error):
+            events.write("disk", reason=str(error))
+            for line in lines("disk", args, {**facts, "reason": str(error)}):
+                say(line)
+        raise
+    events.write("finished", exit_code=code, **facts.get("summary", {}))
+    return code
+
+
+def _execute(job, args, say, facts: dict | None = None) -> int:
+    """Make what is missing, publish it, finish the dataset, and say what came of it.
+
+    Args:
+        facts: gets "shards_done" as they are done, and in the end the "summary".
+    """
+    from .finish import finish
+
+    facts = {} if facts is None else facts
+    ledger, place = job.ledger, job.plan["place"]
+    part = parse_part(args.shard)
+    names = {task: ledger.shard_name(task.split, task.index) for task in job.tasks}
+    with ledger.opened(job.plan, part):
+        entries = {
+            name: entry
+            for name, entry in ledger.done(names.values(), place).items()
+            if not (args.retry and entry["result"]["bad"])
+        }
+        resumed = sum(task.episodes for task in job.tasks if names[task] in entries)
+        kept = sum(entry["result"]["records"] for entry in entries.values())
+        facts["shards_done"] = len(entries)
+        own = job.tasks if part is None else job.tasks[part[0] :: part[1]]
+        pending = [task for task in own if names[task] not in entries]
+        job.events.write(
+            "started",
+            version=__version__,
+            episodes=sum(task.episodes for task in job.tasks),
+            shards=len(job.tasks),
+            done=len(entries),
+            device=job.work.device,
         )
-        return EXIT_CODE
+        if pending:
+            ledger.reopen()
+            with contextlib.closing(_made(job, args, pending, resumed, say)) as made:
+                for task, entry in made:
+                    entries[names[task]] = entry
+                    facts["shards_done"] = len(entries)
+        if part is not None:
+            entries = ledger.done(names.values(), place)
+            if len(entries) < len(job.tasks):
+                return _part_done(job, part, [names[task] for task in own], entries, args, say)
+            with ledger.finishing():
+                summary = finish(job, [entries[name] for name in names.values()])
+        else:
+            summary = finish(job, [entries[name] for name in names.values()])
+    facts["summary"] = {key: value for key, value in summary.items() if key != "bad"}
     summary |= {"resumed_episodes": kept, "made_episodes": summary["episodes"] - kept}
-    summary |= {"out": str(ledger.out), "folder": str(job.copy.folder)}
+    summary |= {"out": str(ledger.out), "folder": job.folder}
     write_json(args.json, summary)
     for line in _closing(job, args, summary):
         say(line)
     return QUARANTINED if summary["bad"] else COMPLETE
 
 
-def _part_done(job, args, part: tuple[int, int], entries: dict, say) -> int:
+def _part_done(job, part: tuple[int, int], own: list[str], entries: dict, args, say) -> int:
     """Say that a part of an array is made, and that others are not."""
     missing = len(job.tasks) - len(entries)
     say(
         f"part {part[0]} of {part[1]} is made; {missing} of {len(job.tasks)} shards are left to "
         "other parts, and the last of them finishes the dataset"
     )
-    own = [entries[task] for task in job.tasks[part[0] :: part[1]] if task in entries]
-    bad = [item for entry in own for item in entry["result"]["bad"]]
+    bad = [item for name in own if name in entries for item in entries[name]["result"]["bad"]]
     write_json(args.json, {"part": list(part), "shards_missing": missing, "bad": bad})
     for line in bad_lines(bad):
         say(line)
@@ -280,19 +335,29 @@ def _made(job, args, pending, resumed, say):
     with job.start_cluster(args.num_actors, len(pending)) as cluster:
         arm()  # ray.init has put its own handler in place
         check()
-        count = job.actors(cluster, args.num_actors, len(pending))
+        count = job.actors(cluster, args.num_actors, len(pending), args.gpus_per_actor)
         total = sum(task.episodes for task in job.tasks)
         say(
             f"{total} episodes in {len(job.tasks)} shards, {resumed} of them done; "
             f"{count} actor{'s' if count != 1 else ''} on {job.work.device}"
         )
-        progress = Progress(total, resumed)
+        progress = Progress(total, resumed, workers=count, events=job.events)
         published = resumed
-        pool = ActorPool(cluster, job.work, count, job.ledger, progress.say, args.record_timeout)
+        pool = ActorPool(
+            cluster,
+            job.work,
+            count,
+            job.ledger,
+            progress.say,
+            patience=args.record_timeout,
+            lease=args.lease,
+            share=args.gpus_per_actor,
+            events=job.events,
+        )
 
         def tick() -> None:
             check()
-            progress.update(published + job.ledger.episodes_under_way())
+            progress.update(published + pool.made, pool.kept)
 
         try:
             for task, outcome, staged in pool.run(pending, tick):
@@ -301,92 +366,34 @@ def _made(job, args, pending, resumed, say):
                 if outcome.kind == "refused":
                     raise JobError(f"{outcome.text}; what is done is kept")
                 check()
-                job.ledger.publish(task.split, task.index, staged, job.copy.folder, outcome.entry)
+                entry = outcome.entry
+                assert entry is not None
+                result = entry["result"]
+                job.ledger.publish(task.split, task.index, staged, job.plan["place"], entry)
+                job.events.write(
+                    "shard_published",
+                    shard=job.ledger.shard_name(task.split, task.index),
+                    records=result["records"],
+                    bad=len(result["bad"]),
+                    bytes=sum(size for size, _ in result["files"].values()),
+                )
                 published += task.episodes
-                progress.update(published + job.ledger.episodes_under_way())
-                yield task, outcome.entry
+                progress.update(published + pool.made, pool.kept)
+                # Not what is said of its episodes: that lies on the disk, and a million are many.
+                yield task, {"result": result, "sha256": entry["sha256"]}
         finally:
             progress.close()
 
 
-def _finish(job, entries: list[dict]) -> dict:
-    """Metadata, card and manifest of a job whose shards are all there; returns the summary.
-
-    Everything is written again when a finished job is run again: it is cheap, gives the same bytes,
-    and repairs what was lost.
-    """
-    from ..writers.copy import LEFT_OUT, PLACEHOLDER, ShardResult
-    from .checksums import collect, known
-    from .ledger import crash_point, to_json
-    from .snippets import card
-
-    # What is made now and what the ledger has must not differ, not even in the order of keys.
-    entries = json.loads(to_json(entries))
-    crash_point("finishing")
-    place = job.plan["place"]
-    results = [ShardResult(**entry["result"]) for entry in entries]
-    copied = job.copy.finish(results, known(job.ledger.out, place))
-    crash_point("finished")
-    quality = [item for entry in entries for item in entry["quality"]]
-    bad = [item for entry in entries for item in entry["result"]["bad"]]
-    frames = sum(item["frames"] for item in quality)
-    weigh = lambda key: sum(item[key] * item["frames"] for item in quality)
-    totals = {
-        "episodes": sum(entry["result"]["records"] for entry in entries),
-        "lost_episodes": sum(item["count"] for item in bad if item["what"] == LEFT_OUT),
-        "blank_episodes": sum(item["count"] for item in bad if item["what"] == PLACEHOLDER),
-        "shards": len(entries),
-        "frames": frames,
-        "valid_frames": round(weigh("valid")),
-        "coverage": round(weigh("coverage") / frames, 4) if frames else 0.0,
-        "bytes": sum(size for e in entries for size, _ in e["result"]["files"].values()),
-        "bad": bad,
-    }
-    ledger = job.ledger
-    text = card(job.plan, {**totals, "bad": len(bad)}, job.copy.stream_key, job.copy.replaces)
-    ledger.write(ledger.folder / "README.md", text)
-    facts = {key: value for key, value in job.plan.items() if key != "source"}
-    checks = {entry_name(entry): _check(entry["result"]) for entry in entries}
-    manifest = to_json({**facts, "synthetic": True, **totals, "checks": checks, "records": quality})
-    texts = {"plan.json": to_json(job.plan), "README.md": text, "manifest.json": manifest}
-    named = (
-        (ledger.shard_name(result.split, result.shard), entry)
-        for result, entry in zip(results, entries, strict=True)
-    )
-    ledger.write(ledger.folder / "checksums.json", collect(place, copied, named, texts))
-    ledger.finish(manifest)
-    return totals
-
-
-def _check(result: dict) -> str:
-    """What tells one shard's new bytes from others: the format's own hash, or one of its files'."""
-    own = result["facts"].get("added_sha256")
-    return own or hashlib.sha256(json.dumps(result["files"], sort_keys=True).encode()).hexdigest()
-
-
-def entry_name(entry: dict) -> str:
-    """The shard that a ledger entry is of, as in "train/3"."""
-    return f"{entry['result']['split']}/{entry['result']['shard']}"
-
-
 def _closing(job, args, summary: dict) -> list[str]:
+    from .next_steps import lines
     from .progress import size
 
-    bad = summary["bad"]
-    lines = [
+    facts = {"bad": summary["bad"], "format": job.dataset.format, "folder": job.folder}
+    return [
         f"done: {summary['episodes']} episodes ({summary['made_episodes']} made now, "
         f"{summary['resumed_episodes']} before), {summary['frames']} frames, "
         f"{summary['valid_frames']} of them valid; {size(summary['bytes'])}",
-        f"dataset: {job.copy.folder}",
+        f"dataset: {job.folder}",
+        *lines("quarantined" if summary["bad"] else "complete", args, facts),
     ]
-    if bad:
-        lines.append(f"{len(bad)} records could not be made; the rest is complete:")
-        lines += bad_lines(bad, limit=20)
-    lines += [
-        f"card and settings for training: {job.ledger.folder / 'README.md'}",
-        f"check it: wristaugment verify {quote(args.out)} --source {quote(args.data_dir)}",
-    ]
-    if job.dataset.format == "rlds":
-        folder = str(job.copy.folder)
-        lines.append(f"read it: tfds.builder_from_directory({folder!r}).as_dataset()")
-    return lines

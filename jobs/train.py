@@ -162,7 +162,7 @@ def plan_job(args: argparse.Namespace):
         SourceError: anything that can be told without opening an episode is wrong.
     """
     from ..augment.recipe import change_recipe, get_recipe
-    from .pool import answers, local_gpus
+    from .cluster import answers, local_gpus
     from .stages import TrainJob, get_stage
 
     _numbers(args)
@@ -341,8 +341,8 @@ def _here(stage, job) -> dict:
 
 def _ray(args: argparse.Namespace, job, workers: int, say) -> dict:
     """Train on `workers` ranks of a Ray cluster."""
+    from .cluster import local_gpus
     from .distribute import cluster_for, train_on
-    from .pool import local_gpus
 
     gpus = 0 if job.device == "cpu" else (local_gpus() if not args.address else workers)
     with cluster_for(workers, gpus, args.address) as cluster:

@@ -93,7 +93,7 @@ class Copy(DatasetCopy):
         folder.mkdir(parents=True, exist_ok=True)
         result = ShardResult(shard.split, shard.index)
         written: dict[str, list] = {}
-        for raw in self.dataset.records(self.dataset.shard(shard.split, shard.index)):
+        for raw in self.records(self.dataset.shard(shard.split, shard.index)):
             found, error = self._checked(place, raw)
             if error is not None and raw.error is None:
                 raw = dataclasses.replace(raw, error=error)

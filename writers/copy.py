@@ -83,6 +83,8 @@ class DatasetCopy(abc.ABC):
         splits: the chosen splits of the source, `records` of their shards cut by `limit`.
         wrist_key: the short name. stream_key: the key that the format's reader knows it by.
         replaces: whether the source has a stream of that name, to be replaced.
+        ahead: what the source's records pass through as `write_shard` reads them, for whoever wants
+            to see them early.
 
     Raises:
         SourceError: the name is taken or unusable, a split is unknown, or `out` is in the source.
@@ -110,6 +112,7 @@ class DatasetCopy(abc.ABC):
     ):
         self.dataset, self.size, self.quality = dataset, size, quality
         self.replace, self.description = replace, description
+        self.ahead: Callable[[Iterator[Any]], Iterator[Any]] = lambda raws: raws
         self.folder = Path(out) / dataset.place
         _apart(dataset.folder, self.folder)
         self.splits = chosen_splits(dataset, splits, limit, leave_out=self.subset)
@@ -177,6 +180,29 @@ class DatasetCopy(abc.ABC):
         """The source's files that are copied as they are, less those of `metadata`."""
         return self.dataset.other_files()
 
+    def records(self, shard: Shard) -> Iterator[Any]:
+        """The source's records of a shard; every format's `write_shard` takes them from here."""
+        return self.ahead(self.dataset.records(shard))
+
+    def rest(self, results: Sequence[ShardResult]) -> tuple[dict[str, Path], dict[str, bytes]]:
+        """What belongs into the copy beside the shards' files, by path below `folder`.
+
+        Returns:
+            (files that are copied as they are: path -> the source's, `metadata`)
+
+        Raises:
+            ValueError: `results` are not those of exactly `self.shards`.
+        """
+        found = [(result.split, result.shard) for result in results]
+        places = [(shard.split, shard.index) for shard in self.shards]
+        if sorted(found) != sorted(places):
+            raise ValueError(f"results of {sorted(found)}, but the copy is made of {places}")
+        patched = self.metadata(results)
+        plain = {
+            path.relative_to(self.dataset.root).as_posix(): path for path in self.other_files()
+        }
+        return {name: path for name, path in plain.items() if name not in patched}, patched
+
     def finish(
         self, results: Sequence[ShardResult], known: Mapping[str, str] | None = None
     ) -> dict[str, str]:
@@ -195,29 +221,18 @@ class DatasetCopy(abc.ABC):
             ValueError: `results` are not those of exactly `self.shards`.
             OSError: the disk is full, or the folder may not be written.
         """
-        found = [(result.split, result.shard) for result in results]
-        places = [(shard.split, shard.index) for shard in self.shards]
-        if sorted(found) != sorted(places):
-            raise ValueError(f"results of {sorted(found)}, but the copy is made of {places}")
-        patched = self.metadata(results)
-        folders = {self.folder}
-        plain: dict[str, tuple[Path, Path]] = {}
-        for path in self.other_files():
-            relative = path.relative_to(self.dataset.root)
-            if relative.as_posix() not in patched:
-                plain[relative.as_posix()] = path, self.folder / relative
-                folders.add((self.folder / relative).parent)
+        plain, patched = self.rest(results)
+        folders = {self.folder, *((self.folder / name).parent for name in (*plain, *patched))}
         # Each waits for the disk: several wait at a time.
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             jobs = {
-                name: pool.submit(_copied, *pair, (known or {}).get(name))
-                for name, pair in plain.items()
+                name: pool.submit(_copied, path, self.folder / name, (known or {}).get(name))
+                for name, path in plain.items()
             }
             hashes = {name: job.result() for name, job in jobs.items()}
         for name, data in patched.items():
             write_atomic(self.folder / name, data, sync_dir=False)
             hashes[name] = hashlib.sha256(data).hexdigest()
-            folders.add((self.folder / name).parent)
         for folder in sorted(folders):
             fsync_dir(folder)
         return hashes

@@ -55,7 +55,7 @@ class Copy(DatasetCopy):
 
     def write_shard(self, shard: Shard, staged: Path, make: Make) -> ShardResult:
         result = ShardResult(shard.split, shard.index)
-        raw = next(self.dataset.records(shard))
+        raw = next(self.records(shard))
         try:
             steps = self.dataset.steps(raw)
         except SourceError as error:

@@ -79,7 +79,7 @@ class Hdf5Copy(DatasetCopy):
 
     def write_shard(self, shard: Shard, staged: Path, make: Make) -> ShardResult:
         result = ShardResult(shard.split, shard.index)
-        records = list(self.dataset.records(shard))
+        records = list(self.records(shard))
         lost = records[0] if records else None
         if isinstance(lost, Hdf5Record) and lost.error is not None and not lost.reached:
             result.bad.append(listed(lost, lost.error, LEFT_OUT, lost.missing))

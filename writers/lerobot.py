@@ -97,7 +97,7 @@ class Copy(DatasetCopy):
         result = ShardResult(shard.split, shard.index)
         work = _ShardWork(self, shard, staged)
         try:
-            for raw in self.dataset.records(shard):
+            for raw in self.records(shard):
                 if raw.span is None and not 0 < raw.length <= LONGEST:
                     assert raw.error is not None
                     result.bad.append(listed(raw, raw.error, LEFT_OUT, 1))

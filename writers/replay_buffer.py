@@ -208,7 +208,7 @@ class Copy(DatasetCopy):
             sink.write(key, data)
         beside: dict[str, list[np.ndarray]] = {}
         start = 0
-        for raw in self.dataset.records(shard):
+        for raw in self.records(shard):
             steps = self.dataset.steps(raw)
             made: WristStream = self.stream(raw, shard, make, steps, result)
             for key, data in frames.encode(start, made.frames):

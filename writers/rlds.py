@@ -91,7 +91,7 @@ class RldsCopy(DatasetCopy):
         result = ShardResult(shard.split, shard.index)
         name = self.shard_path(shard).name
         with open_sink(staged / name, self.dataset.info.file_format, shard.path) as sink:
-            for raw in self.dataset.records(declared):
+            for raw in self.records(declared):
                 left = wanted.records - raw.record.index
                 if left <= 0:
                     if raw.error is not None and not raw.missing:

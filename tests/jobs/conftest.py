@@ -31,12 +31,12 @@ from wristaugment.jobs.actor import ShardActor
 def made(job, args, pending, resumed, say):
     actor = ShardActor(job.work)
     for task in pending:
-        staged = job.ledger.stage("shard")
-        outcome = actor.make_shard(task.split, task.index, str(staged), str(staged) + ".count")
+        staged = job.ledger.grant(task.split, task.index)
+        outcome = actor.make_shard(task.split, task.index, staged)
         if outcome.kind == "disk":
             raise run.DiskError(outcome.text)
         assert outcome.kind == "done", outcome
-        job.ledger.publish(task.split, task.index, staged, job.copy.folder, outcome.entry)
+        job.ledger.publish(task.split, task.index, staged, job.plan["place"], outcome.entry)
         yield task, outcome.entry
 
 run._made = made

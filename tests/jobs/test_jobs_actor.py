@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from wristaugment.augment.constant import ConstantAugmenter
 from wristaugment.augment.recipe import get_recipe
-from wristaugment.jobs import actor as actors
-from wristaugment.jobs.actor import ShardActor, Work
+from wristaugment.jobs import board
+from wristaugment.jobs import work as works
+from wristaugment.jobs.actor import ShardActor
 from wristaugment.jobs.plan import edge_sha256
 from wristaugment.jobs.progress import Progress, duration, size
+from wristaugment.jobs.storage import FolderStorage
+from wristaugment.jobs.work import Work
 from wristaugment.readers.errors import SourceError
 
 
@@ -51,8 +54,13 @@ def make(work, tmp_path, monkeypatch, augmenter=None):
     # These are set for a process of its own; the tests' process gets its own values back.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
-    staged = tmp_path / "staged"
-    return ShardActor(work).make_shard("train", 1, str(staged), str(staged) + ".count")
+    return granted(ShardActor(work), 1, tmp_path / "staged")
+
+
+def granted(actor, index, staged):
+    """The outcome of a shard whose attempt is granted, as the driver does it."""
+    board.grant(FolderStorage(staged.parent), staged.name)
+    return actor.make_shard("train", index, str(staged))
 
 
 class Faulty(ConstantAugmenter):
@@ -79,7 +87,7 @@ def test_a_shard_is_made_with_its_quality(work, tmp_path, monkeypatch, lab):
     assert outcome.entry["result"]["files"] == {
         path.name: [path.stat().st_size, None] for path in (tmp_path / "staged").iterdir()
     }
-    assert not (tmp_path / "staged.count").exists()
+    assert not (tmp_path / "staged.fault").exists()
 
 
 def test_a_fault_that_passes_leaves_no_trace(work, tmp_path, monkeypatch):
@@ -138,12 +146,11 @@ def test_seeds_reach_the_frames_and_do_not_depend_on_the_order(work, tmp_path, m
     actor = ShardActor(work)
     shas, count = {}, itertools.count()
     for index in (2, 0, 2):
-        staged = tmp_path / f"s{next(count)}"
-        outcome = actor.make_shard("train", index, str(staged), str(tmp_path / "c"))
+        outcome = granted(actor, index, tmp_path / f"s{next(count)}")
         shas.setdefault(index, set()).add(outcome.entry["result"]["facts"]["added_sha256"])
     assert [len(found) for found in shas.values()] == [1, 1]
     other = ShardActor(Work(**{**work.__dict__, "seed": 1}))
-    outcome = other.make_shard("train", 2, str(tmp_path / "other"), str(tmp_path / "c"))
+    outcome = granted(other, 2, tmp_path / "other")
     assert outcome.entry["result"]["facts"]["added_sha256"] not in shas[2]
 
 
@@ -153,7 +160,7 @@ def test_an_actor_computes_with_one_thread(monkeypatch):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
-        actors._after_loading("cpu")
+        works.after_loading("cpu")
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)

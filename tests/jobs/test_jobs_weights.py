@@ -19,9 +19,11 @@ from huggingface_hub import constants
 from wristaugment.augment.recipe import WEIGHTS
 from wristaugment.augment.weights import Need, requirements
 from wristaugment.augment.weights_hashes import write_record
-from wristaugment.jobs import actor as actors
-from wristaugment.jobs import fetch, job
+from wristaugment.jobs import board, fetch, job
+from wristaugment.jobs import work as works
+from wristaugment.jobs.actor import ShardActor
 from wristaugment.jobs.cli import main
+from wristaugment.jobs.storage import FolderStorage
 from wristaugment.readers.errors import SourceError
 from wristaugment.readers.files import file_sha256
 
@@ -470,15 +472,16 @@ def test_an_actor_refuses_a_gpu_that_is_too_small_before_it_loads(
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    work = actors.Work(
+    work = works.Work(
         data_dir=str(small.root), dataset="droid", anchor_keys=None, out=str(tmp_path / "out"),
         splits=None, limit=None, recipe="nano", settings=(), weights=None, device="cuda",
         wrist_key="wrist_rgb", size=(72, 128), made=(72, 128), pose="auto", geometry="auto",
         seed=0, replace=False, description="synthetic",
     )  # fmt: skip
-    monkeypatch.setattr(actors.Work, "open_augmenter", lambda self: pytest.fail("loaded"))
+    monkeypatch.setattr(works.Work, "open_augmenter", lambda self: pytest.fail("loaded"))
     staged = tmp_path / "staged"
-    outcome = actors.ShardActor(work).make_shard("train", 0, str(staged), f"{staged}.count")
+    board.grant(FolderStorage(staged.parent), staged.name)
+    outcome = ShardActor(work).make_shard("train", 0, str(staged))
     assert outcome.kind == "refused" and "Small Card has 1.0 GiB" in outcome.text
     assert not staged.exists()
 

@@ -1,0 +1,50 @@
+"""Whose fault a failure is, and what follows from it. This page is the rule; the rest obeys it.
+
+| fault | what it is | what is done |
+|---|---|---|
+| the record's | its data or the recipe raise an error, twice in a row | black frames, listed, exit 3 |
+|  | it ends or hangs, ATTEMPTS times, the process that makes it | given up: as above; `retry` |
+| the job's | an actor raises outside of a record, out of memory with the smallest batch | the shard in a new actor, ATTEMPTS times; then exit 1 |
+|  | an actor dies, shows no life (--lease), or is killed with its node | the shard again, for ever while anything moves; IDLE deaths with nothing made between them: exit 1 |
+| the machine's | no space, no rights, a broken disk | the job stops, exit 4; the same command goes on |
+
+A process that dies says nothing of why. The records that it was at are suspects, and each is tried
+alone: a child process makes that one record, and its parent, which touches no data, tells how it
+ended. A child that dies while its parent lives was ended by its record; a parent that dies was
+ended by something else, and nothing is counted against the record. So no number of kills, nodes
+that are taken away, or neighbours that do harm loses an innocent record, and one that does harm is
+blamed ATTEMPTS times at the most.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+
+ATTEMPTS = 3  # blames after which a record is given up, and failures after which a shard is
+IDLE = 20  # deaths of actors in a row, without one episode made, after which the job is given up
+# What another attempt or another record cannot help with: the disk or the rights.
+DISK_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}
+)
+
+
+def is_disk(error: BaseException) -> bool:
+    """Whether an error is the machine's fault: its disk's, or the rights on it."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRNOS
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, a GPU's or the machine's, was too small for what was tried."""
+    # By name: torch's own class is there only where torch is loaded.
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def how_it_ended(code: int) -> str:
+    """The end of a process in words, from its return code (negative: of a signal)."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

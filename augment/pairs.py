@@ -115,14 +115,14 @@ class Pairs:
 
 
 def open_pairs(
-    data_dir: str,
+    data_dir: Path | str,
     dataset: str | None,
     *,
     against: str,
     anchor_keys: list[str] | None = None,
     splits: list[str] | None = None,
     limit: int | None = None,
-    copy: str | None = None,
+    copy: Path | str | None = None,
     wrist_key: str = "wrist_rgb",
 ) -> Pairs:
     """Opens the dataset, and the copy if one is given, and checks all that can be checked ahead.

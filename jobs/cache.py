@@ -10,6 +10,7 @@ from typing import Any
 
 from ..readers.errors import SourceError
 from .interrupt import armed, check
+from .mirror import localise
 from .output import COMPLETE, QUARANTINED, speaker, write_json
 
 _EPILOG = """\
@@ -51,7 +52,6 @@ def add_parser(subparsers) -> None:
     source.add_argument(
         "--data-dir",
         required=True,
-        type=Path,
         metavar="DIR",
         help="the dataset, as for `run`",
     )
@@ -196,7 +196,8 @@ def _source(args: argparse.Namespace) -> tuple[Any, str, list[str]]:
     from ..readers import open_dataset
     from .plan import split_values
 
-    dataset = open_dataset(args.data_dir, args.dataset, anchor_keys=split_values(args.anchor_keys))
+    anchor_keys = split_values(args.anchor_keys)
+    dataset = open_dataset(localise(args.data_dir), args.dataset, anchor_keys=anchor_keys)
     if args.against is not None:
         key = picture_key(dataset, args.against, "--against")
     elif dataset.profile.wrist is not None:

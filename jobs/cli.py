@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..models.errors import WeightsError
-from ..readers.errors import SourceError
+from ..readers.errors import RemoteError, SourceError
 from . import cache, evaluate, inspect, run, simulate, status, train, verify, weights
 from .failures import is_disk
 from .interrupt import EXIT_CODE, Interrupted
+from .mirror import shown
 from .output import DISK, INTERNAL, REFUSED, DiskError, JobError
 
 COMMANDS = {
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), INTERNAL)
     except DiskError as error:
         return _fail(f"{error}; make room or fix the rights, then run the same command", DISK)
+    except RemoteError as error:
+        return _fail(str(error), DISK)
     except BrokenPipeError:
         # The reader of a pipe has left; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"wristaugment: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(f"wristaugment: error: {' '.join(shown(text).split())}", file=sys.stderr, flush=True)
     return code
 
 

@@ -106,27 +106,31 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..augment.evaluate import METRICS, format_table
     from ..augment.pairs import open_pairs
+    from .mirror import localise, release_all
     from .output import COMPLETE, QUARANTINED, speaker, write_json
     from .plan import split_values
     from .progress import Progress
 
     pairs = open_pairs(
-        args.data_dir,
+        localise(args.data_dir),
         args.dataset,
         against=args.against,
         anchor_keys=split_values(args.anchor_keys),
         splits=split_values(args.split),
         limit=args.episodes,
-        copy=args.copy,
+        copy=args.copy and localise(args.copy),
         wrist_key=args.wrist_key,
     )
     scorer = _scorer(args)
     fingerprints = scorer.load()
-    rows = []
+    rows, shard = [], None
     progress = Progress(pairs.total, 0)
     try:
         for done, (episode, copied) in enumerate(pairs):
             if episode is not None:
+                if shard != (episode.record.split, episode.record.shard):
+                    shard = episode.record.split, episode.record.shard
+                    release_all(_shard_files(pairs, episode.record))
                 with pairs.leaving_out(episode.record):
                     result = scorer(episode, copied)
                     if args.page and len(rows) < args.page_episodes:
@@ -164,6 +168,16 @@ def run(args: argparse.Namespace) -> int:
         say(f"page: {args.page} ({size / 1e6:.1f} MB)")
     write_json(args.json, report)
     return QUARANTINED if pairs.left_out else COMPLETE
+
+
+def _shard_files(pairs, record) -> list[Path]:
+    """The files that a record's shard is read from, in the source and in the copy."""
+    files = []
+    for dataset in (pairs.dataset, pairs.copy):
+        shards = [s for d in (dataset,) if d for split in d.splits for s in split.shards]
+        here = (s for s in shards if (s.split, s.index) == (record.split, record.shard))
+        files += [path for shard in here for path in dataset.shard_files(shard)]
+    return files
 
 
 def _scorer(args: argparse.Namespace):

@@ -20,7 +20,7 @@ def add_parser(subparsers) -> None:
         description="Recognises the format, looks at the metadata and into the first few records; "
         "writes nothing.",
     )
-    parser.add_argument("dir", type=Path, metavar="DIR", help="the dataset: a folder or a file")
+    parser.add_argument("dir", metavar="DIR", help="the dataset: a folder, a file, or a URL of one")
     parser.add_argument("--dataset", metavar="NAME", help="its profile, or one of several in DIR")
     parser.add_argument(
         "--anchor-keys",
@@ -37,9 +37,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SourceError: there is no dataset, or its metadata is damaged.
     """
+    from .mirror import localise
     from .plan import split_values
 
-    report = inspect(args.dir, args.dataset, split_values(args.anchor_keys))
+    report = inspect(localise(args.dir), args.dataset, split_values(args.anchor_keys))
     say = speaker(args.json)
     for line in lines(report):
         say(line)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..writers.atomic import write_atomic
+from .mirror import shown
 
 COMPLETE, INTERNAL, REFUSED, QUARANTINED, DISK = 0, 1, 2, 3, 4
 
@@ -23,14 +24,14 @@ class DiskError(OSError):
 def speaker(json_target: str | None) -> Callable[[str], None]:
     """Prints lines for people: on stdout, or on stderr where stdout carries the JSON."""
     stream = sys.stderr if json_target == "-" else sys.stdout
-    return lambda text: print(text, file=stream, flush=True)
+    return lambda text: print(shown(text), file=stream, flush=True)
 
 
 def write_json(target: str | None, value: object) -> None:
     """Write `value` where --json says: a file, or stdout for "-"; nothing where it is None."""
     if target is None:
         return
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    text = shown(json.dumps(value, indent=2, ensure_ascii=False)) + "\n"
     if target == "-":
         sys.stdout.write(text)
         sys.stdout.flush()

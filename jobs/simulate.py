@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """Simulate; returns the exit code."""
     from ..readers.errors import SourceError
     from .interrupt import armed
+    from .mirror import localise
     from .output import COMPLETE, speaker, write_json
 
     out, say = Path(args.out), speaker(args.json)
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         _free(out)
     with armed():
         report: dict[str, Any] = {}
-        corpus = Path(args.source) if args.source else None
+        corpus = localise(args.source) if args.source else None
         if corpus is None:
             corpus, report = _simulated(args, out if args.format == "rlds" else out / _CORPUS, say)
         folder = corpus

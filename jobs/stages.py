@@ -15,6 +15,7 @@ from ..augment.recipe import RECONSTRUCTION, Recipe, get_recipe
 from ..augment.schedule import Schedule
 from ..readers.errors import SourceError
 from ..readers.files import file_sha256
+from .mirror import localise
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class TrainJob:
     """What a stage must know of a training. Small and picklable; paths are absolute.
 
     Attributes:
-        stage: "reconstruction" or "generation". data_dir, dataset: as in `open_dataset`.
+        stage: "reconstruction" or "generation". data_dir, data_key: as in `mirror.localise`;
+            dataset: as in `open_dataset`.
         splits: to train on; episodes: only the first so many of them.
         validation: split to measure on, or None.
         out: receives the weights file of the stage. folder: `out`/`stage`, for `train`.
@@ -36,7 +38,7 @@ class TrainJob:
     stage: str
     recipe: Recipe
     dataset: str | None
-    data_dir: Path
+    data_dir: Path | str
     splits: tuple[str, ...]
     out: Path
     schedule: Schedule
@@ -49,6 +51,7 @@ class TrainJob:
     losses: tuple[str, ...] = ()
     device: str = "cpu"
     threads: int | None = None
+    data_key: str | None = None
 
     @property
     def parts(self) -> list[tuple[str, ...]]:
@@ -74,7 +77,7 @@ class TrainJob:
         """The dataset, opened by path."""
         from ..readers import open_dataset
 
-        return open_dataset(self.data_dir, self.dataset)
+        return open_dataset(localise(self.data_dir, key=self.data_key), self.dataset)
 
 
 @dataclass(frozen=True)

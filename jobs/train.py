@@ -15,6 +15,7 @@ from ..augment.schedule import DEFAULTS, defaults_of
 from ..readers.errors import SourceError
 from ..writers.atomic import write_atomic
 from . import interrupt
+from .mirror import pinned
 from .output import COMPLETE, speaker, write_json
 
 _EPILOG = """\
@@ -61,7 +62,7 @@ def add_parser(subparsers) -> None:
     )
     source = parser.add_argument_group("corpus")
     source.add_argument("--dataset", help="its profile or name, as in `run`")
-    source.add_argument("--data-dir", required=True, type=Path, help="the corpus")
+    source.add_argument("--data-dir", required=True, help="the corpus: a folder, or a URL of one")
     source.add_argument("--split", nargs="+", default=["train"], help="default: train")
     source.add_argument(
         "--episodes", type=int, metavar="N", help="train on the first N only (default: all)"
@@ -211,11 +212,13 @@ def plan_job(args: argparse.Namespace):
             key="--workers",
             todo=f"give at most {gpus}, or a cluster with --address",
         )
+    data_dir, data_key = pinned(args.data_dir)
     job = TrainJob(
         stage=args.stage,
         recipe=recipe,
         dataset=args.dataset,
-        data_dir=args.data_dir.expanduser().absolute(),
+        data_dir=data_dir,
+        data_key=data_key,
         splits=tuple(args.split),
         out=args.out.expanduser().absolute(),
         schedule=schedule,

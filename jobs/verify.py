@@ -22,8 +22,8 @@ def add_parser(subparsers) -> None:
         help="compare a copy with its source, byte for byte, and decode every new frame",
         description="Exit code 0: the copy is whole. 3: problems were found. 2: not comparable.",
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="what `run` wrote")
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="its --data-dir")
+    parser.add_argument("out", metavar="OUT", help="what `run` wrote: a folder or a URL")
+    parser.add_argument("--source", required=True, metavar="DIR", help="its --data-dir")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON (- = stdout)")
 
 
@@ -33,7 +33,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SourceError: OUT or the source is no dataset, or they do not belong together.
     """
-    report = verify(args.out, args.source, bar=sys.stderr.isatty())
+    from .mirror import localise
+
+    report = verify(localise(args.out), localise(args.source), bar=sys.stderr.isatty())
     say = speaker(args.json)
     problems = report["problems"]
     for problem in problems[:_SHOWN]:
@@ -78,8 +80,10 @@ def verify(out: Path, source: Path, *, bar: bool = False) -> dict:
     Raises:
         SourceError: they cannot be compared at all.
     """
-    from .ledger import Ledger
+    from ..readers.files import present_all
+    from .ledger import FOLDER, Ledger
 
+    present_all((Path(out) / FOLDER).rglob("*.json"))
     plan = Ledger(Path(out)).plan()
     if plan is None or plan.get("format", "rlds") == "rlds":
         from .verify_rlds import Comparison

@@ -24,6 +24,7 @@ from ..writers.formats import open_copy
 from .findings import BLACK, Findings
 from .job import description
 from .ledger import FOLDER, Ledger
+from .mirror import release_all
 
 _PIECE = 64  # frames decoded at a time
 _PARTS = re.compile(r"[/:@\[\]\s]+")  # what parts of a key of Dataset.content are told by
@@ -75,6 +76,7 @@ class Comparison(Findings):
         results = self._results()
         self._files(results)
         self._metadata(results)
+        release_all()
         made = self._open()
         if made is not None:
             from tqdm import tqdm
@@ -85,6 +87,7 @@ class Comparison(Findings):
                     result = results.get((shard.split, shard.index))
                     if result is not None and result.records:
                         self._shard(made, shard, result, bar)
+                    release_all()
         return {
             "copy": str(self.copy.folder),
             "source": str(self.source.folder),
@@ -113,6 +116,7 @@ class Comparison(Findings):
     def _files(self, results: dict) -> None:
         """Every published file against the checksum that was recorded of it."""
         for result in results.values():
+            release_all()
             for name, (size, crc) in result.files.items():
                 path = self.copy.folder / name
                 if name.endswith("/"):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..readers.files import present
 from .findings import BLACK, Findings
+from .mirror import release_all
 
 
 class Comparison(Findings):
@@ -158,10 +159,10 @@ class Comparison(Findings):
                         f"declares {len(found)} shards of {split.name}, not {len(split.shards)}",
                     )
                     continue
-                sizes = [
-                    self._shard(old, new, names, bar)
-                    for old, new in zip(split.shards, found, strict=True)
-                ]
+                sizes = []
+                for old, new in zip(split.shards, found, strict=True):
+                    sizes.append(self._shard(old, new, names, bar))
+                    release_all()
                 rows = json.loads(self.copy.info.text)["splits"]
                 declared = next(row for row in rows if row["name"] == split.name)
                 whole = [size for size in sizes if size is not None]

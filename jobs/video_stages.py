@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..readers.errors import SourceError
+from .remote import clean
 from .stages import Stage, TrainJob
 
 EVERY = 10  # timesteps between the rows that stage 1 learns from: neighbours are alike
@@ -170,7 +171,8 @@ def _store(job: TrainJob):
             "stage 2 of this recipe learns from pre-computed latents",
             key="--cache",
             todo=f"make them with `wristaugment cache --recipe {job.recipe.name} {named}"
-            f"--data-dir {job.data_dir} --weights DIR --out STORE`, then give --cache STORE",
+            f"--data-dir {clean(str(job.data_dir))} --weights DIR --out STORE`, then give --cache "
+            "STORE",
         )
     return LatentStore.open(job.cache)
 

@@ -22,10 +22,10 @@ FOUND = 3  # the exit code of a `verify` that found something
 class Damage(str):
     """What was done, in words; `undo()` takes it back."""
 
-    undo: Callable[[], None]
+    undo: Callable[[], object]
 
 
-def _done(text: str, undo: Callable[[], None]) -> Damage:
+def _done(text: str, undo: Callable[[], object]) -> Damage:
     damage = Damage(text)
     damage.undo = undo
     return damage
@@ -52,7 +52,7 @@ def random_damage(rng: random.Random, path: Path) -> Damage:
     undo: Callable[[], object] = lambda: file.write_bytes(data)
     if kind == "remove":
         file.unlink()
-        return _done(f"remove {name}", lambda: undo() and None)
+        return _done(f"remove {name}", undo)
     if kind == "append":
         file.write_bytes(data + rng.randbytes(1))
         text = f"append a byte to {name}"
@@ -65,7 +65,7 @@ def random_damage(rng: random.Random, path: Path) -> Damage:
         changed = bytes([data[place] ^ (1 << bit)])
         file.write_bytes(data[:place] + changed + data[place + 1 :])
         text = f"flip bit {bit} of byte {place} of {name} (of {size})"
-    return _done(text, lambda: undo() and None)
+    return _done(text, undo)
 
 
 def _added(rng: random.Random, beside: Path, path: Path) -> Damage:

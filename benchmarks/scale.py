@@ -190,7 +190,7 @@ def _timed(what: str, words: Sequence[str]) -> dict:
     """Run the command line in a new process; its time, and the memory that it held at most."""
     line = [sys.executable, "-c", _CHILD, what, *words]
     start = time.perf_counter()
-    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(line, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-4000:]}")

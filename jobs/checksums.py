@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from ..readers.files import file_sha256
+from ..readers.files import file_sha256, present
 from .findings import Findings
 from .ledger import Ledger, to_json
 from .storage import FOLDER, Storage
@@ -123,12 +123,15 @@ class Tree(Protocol):
 
     def sizes(self) -> dict[str, int | None]:
         """{path below OUT: bytes} of every file; None for what is no regular file."""
+        ...
 
     def read(self, name: str) -> bytes:
         """What is in a file."""
+        ...
 
     def sha256(self, name: str) -> str:
         """The SHA-256 of a file."""
+        ...
 
 
 class LocalTree:
@@ -147,11 +150,11 @@ class LocalTree:
 
     def read(self, name: str) -> bytes:
         """As of Tree."""
-        return (self.out / name).read_bytes()
+        return present(self.out / name).read_bytes()
 
     def sha256(self, name: str) -> str:
         """As of Tree."""
-        return file_sha256(self.out / name)
+        return file_sha256(present(self.out / name))
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int | None]]:
@@ -252,7 +255,8 @@ class Checksums(Findings):
             return {}
         record = _json(data)
         files = record.get("sha256") if isinstance(record, dict) else None
-        fine = isinstance(files, dict) and all(map(_is_hash, files.values()))
+        if not isinstance(files, dict) or not all(map(_is_hash, files.values())):
+            files = None
         if sha256 is None and not self._partial:
             self.damaged.add(name)
             self.problem(where, "does not belong to the copy", todo="remove it")
@@ -263,7 +267,7 @@ class Checksums(Findings):
             self._partial = True
             self.problem(where, "is not what was written (its SHA-256)", todo=again)
             return {}
-        if not fine or to_json(record).encode() != data:
+        if files is None or to_json(record).encode() != data:
             self.damaged.add(name)
             self._partial = True
             self.problem(where, "is no record of a shard's files", todo=again)
@@ -278,9 +282,9 @@ class Checksums(Findings):
             ours = name in expected or name in own or _above(name, folders)
             if size is None and ours:
                 self._wrong(name, "is no regular file", todo="remove it and run the job again")
-            elif not (ours or self._partial):
-                if not (self.running and name.startswith(_UNDER_WAY)):
-                    self._wrong(name, "does not belong to the copy", todo="remove it")
+            under_way = self.running and name.startswith(_UNDER_WAY)
+            if not (ours or self._partial or under_way):
+                self._wrong(name, "does not belong to the copy", todo="remove it")
 
     def _compare(self, expected: Mapping, folders: Mapping, hashes: Mapping[str, str]) -> None:
         # A folder's own files, told by walking up each path: there may be many of both.

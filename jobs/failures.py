@@ -1,12 +1,16 @@
 """Whose fault a failure is, and what follows from it. This page is the rule; the rest obeys it.
 
-| fault | what it is | what is done |
-|---|---|---|
-| the record's | its data or the recipe raise an error, twice in a row | black frames, listed, exit 3 |
-|  | it ends or hangs, ATTEMPTS times, the process that makes it | given up: as above; `retry` |
-| the job's | an actor raises outside of a record, out of memory with the smallest batch | the shard in a new actor, ATTEMPTS times; then exit 1 |
-|  | an actor dies, shows no life (--lease), or is killed with its node | the shard again, for ever while anything moves; IDLE deaths with nothing made between them: exit 1 |
-| the machine's | no space, no rights, a broken disk | the job stops, exit 4; the same command goes on |
+The record's fault:
+- Its data, or the recipe on it, raise an error twice: black frames, listed, exit 3.
+- It ends or holds up (--record-timeout) the process that makes it, ATTEMPTS times: given up, which
+  is the same; `wristaugment retry` tries it again.
+The job's fault:
+- An actor raises outside of a record, or has no memory for the smallest batch: its shard goes to a
+  new actor, ATTEMPTS times; then exit 1.
+- An actor dies, shows no life (--lease), or goes with its node: its shard goes to another, for as
+  long as anything is made. IDLE deaths with nothing made between them: exit 1.
+The machine's fault:
+- No space, no rights, a broken disk: the job stops, exit 4, and the same command goes on.
 
 A process that dies says nothing of why. The records that it was at are suspects, and each is tried
 alone: a child process makes that one record, and its parent, which touches no data, tells how it

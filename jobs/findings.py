@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 RUN_AGAIN = "run the same job again into a new --out"
 BLACK = 4  # grey levels: a frame marked as not valid may be no brighter, after JPEG and video
@@ -14,10 +15,11 @@ class Findings:
 
     Args:
         bar: whether progress is shown.
+        damaged: paths below OUT of files of the ledger that are not to be believed.
     """
 
-    def __init__(self, bar: bool):
-        self.bar = bar
+    def __init__(self, bar: bool, damaged: Collection[str] = ()):
+        self.bar, self._damaged = bar, frozenset(damaged)
         self.problems: list[dict] = []
         self.counts = dict.fromkeys(_COUNTED, 0)
 
@@ -27,3 +29,8 @@ class Findings:
         name = os.fsencode(str(file)).decode("utf-8", "backslashreplace")
         row = {"file": name, "record": record, "key": key, "found": found, "todo": todo}
         self.problems.append(row)
+
+    def recorded(self, ledger, split: str, index: int) -> dict | None:
+        """What the ledger has recorded of a shard; None where there is nothing to be believed."""
+        path = f"{ledger.folder.name}/shards/{ledger.shard_name(split, index)}.json"
+        return None if path in self._damaged else ledger.entry(split, index)

@@ -32,6 +32,7 @@ from pathlib import Path
 from ..readers.errors import SourceError
 from . import board
 from .lease import Lease, hold, is_held
+from .ledger_read import in_place, is_entry, read_entries
 from .plan import differences
 from .storage import FOLDER, FolderStorage, open_storage
 from .streams import stream_name
@@ -171,33 +172,47 @@ class Ledger:
             return None
 
     def entries(self) -> dict[str, dict]:
-        """Every recorded entry by shard name; files are not looked at."""
-        names = sorted(
-            name.removesuffix(".json")
-            for name in self.store.children(f"{FOLDER}/shards")
-            if name.endswith(".json")
-        )
-        if isinstance(self.store, FolderStorage):
-            found = ((name, self._entry(name)) for name in names)
-        else:
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                found = list(zip(names, pool.map(self._entry, names), strict=True))
-        return {name: entry for name, entry in found if entry is not None}
+        """Every recorded entry by shard name, sorted; files are not looked at."""
+        if self.folder is not None:
+            return read_entries(self.folder / "shards")
+        found = self.store.children(f"{FOLDER}/shards")
+        names = sorted(name[: -len(".json")] for name in found if name.endswith(".json"))
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            entries = dict(zip(names, pool.map(self._entry, names), strict=True))
+        return {name: entry for name, entry in entries.items() if is_entry(entry)}
+
+    def in_place(self, entries: dict[str, dict], place: str) -> dict[str, bool]:
+        """Of each recorded shard, whether its files are there, each as long as recorded.
+
+        Args:
+            place: of the copy below OUT, which the recorded paths start from (the plan's "place").
+        """
+        if self.store.folder is not None:
+            return in_place(entries, self.store.folder / place)
+        # A request for each file would take long; a listing tells of a thousand at a time.
+        sizes = self.store.files("" if place == "." else place)
+        folders = {name[: end + 1] for name in sizes for end in _slashes(name)}
+        return {
+            name: all(
+                file in folders if file.endswith("/") else sizes.get(file) == size
+                for file, (size, _) in entry["result"]["files"].items()
+            )
+            for name, entry in entries.items()
+        }
 
     def done(self, names: Iterable[str], place: str) -> dict[str, dict]:
         """What was published of some shards (see `publish`) whose files are in place, by name.
 
         Args:
-            names: as of `shard_name`.
-            place: of the copy below OUT, which the recorded paths start from (the plan's "place").
+            names: as of `shard_name`. place: as of `in_place`.
         """
         entries = self.entries()
         told = self.store.children(f"{FOLDER}/quality")
-        looks = Looks(self, place)
+        whole = self.in_place(entries, place)
         return {
             name: entries[name]
             for name in names
-            if name in entries and f"{name}.json" in told and looks.in_place(entries[name])
+            if whole.get(name) and f"{name}.json" in told and "sha256" in entries[name]
         }
 
     def quality(self, name: str) -> list[dict]:
@@ -397,40 +412,5 @@ class Ledger:
         crash_point("complete")
 
 
-class Looks:
-    """Looks at which files of recorded shards are in their place.
-
-    Args:
-        place: of the copy below OUT.
-    """
-
-    def __init__(self, ledger: Ledger, place: str):
-        self.store, self.place = ledger.store, place
-        # A request for each file would take long; a listing tells of a thousand at a time.
-        self._sizes = None if self.store.folder is not None else self.store.files(_inner(place))
-
-    def in_place(self, entry: dict) -> bool:
-        """Whether the files of a recorded shard are there, each as long as recorded."""
-        for name, (size, _) in entry["result"]["files"].items():
-            if self._sizes is None:
-                assert isinstance(self.store, FolderStorage)
-                path = self.store.path(f"{self.place}/{name}")
-                if name.endswith("/"):  # renamed as a whole; `verify` looks into it
-                    if not path.is_dir():
-                        return False
-                    continue
-                try:
-                    if path.stat().st_size != size:
-                        return False
-                except (FileNotFoundError, NotADirectoryError):
-                    return False
-            elif name.endswith("/"):
-                if not any(found.startswith(name) for found in self._sizes):
-                    return False
-            elif self._sizes.get(name) != size:
-                return False
-        return True
-
-
-def _inner(place: str) -> str:
-    return "" if place == "." else place
+def _slashes(name: str) -> list[int]:
+    return [index for index, char in enumerate(name) if char == "/"]

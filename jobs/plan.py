@@ -10,16 +10,22 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..readers.dataset import Dataset, Shard
 from ..readers.errors import SourceError
 from ..readers.files import file_sha256, present, read_range
+from .ledger_read import in_batches
+
+if TYPE_CHECKING:  # `status` compares no plans, and would wait for what these load
+    from ..readers.dataset import Dataset, Shard
 
 _EDGE = 64 * 1024  # bytes hashed at each end of a shard; a whole one may be gigabytes
 _WHOLE = 16 * 2**20  # other files up to this size are hashed whole
 _LOOK = 16  # files of a shard of many whose ends are hashed
+_AT_ONCE = 32  # shards looked at at a time
 _SIZE = re.compile(r"^(\d+)x(\d+)$")
 
 
@@ -44,27 +50,40 @@ def source_fingerprint(dataset: Dataset, shards: Iterable[Shard]) -> dict:
     Raises:
         SourceError: a file that the dataset declares is not there.
     """
-    found: dict[str, list] = {}
-    for shard in shards:
-        paths = dataset.shard_files(shard)
-        try:
-            if len(paths) == 1:
-                name = paths[0].relative_to(dataset.root).as_posix()
-                found[name] = [paths[0].stat().st_size, edge_sha256(paths[0])]
-            elif paths:
-                found[f"{shard.split}/{shard.index}"] = _many(dataset.root, paths)
-        except FileNotFoundError as error:
-            raise SourceError(
-                "this shard is missing",
-                file=error.filename,
-                todo="fetch it, or leave it out with --split or --episodes",
-            ) from error
-    files = {}
-    for path in dataset.other_files():
-        whole = path.stat().st_size <= _WHOLE
-        name = path.relative_to(dataset.root).as_posix()
-        files[name] = file_sha256(present(path)) if whole else edge_sha256(path)
+    root = dataset.root
+    # Each waits for the disk or the network two or three times, and hashes without holding Python.
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        marks = in_batches(pool, lambda shard: _shard_mark(dataset, root, shard), shards)
+        found = dict(mark for mark in marks if mark)
+        files = dict(in_batches(pool, lambda path: _file_mark(root, path), dataset.other_files()))
     return {"shards": found, "files": files}
+
+
+def _shard_mark(dataset: Dataset, root: Path, shard: Shard) -> tuple[str, list] | None:
+    """(name, [bytes, hash]) of a shard; None where it has no files.
+
+    Raises:
+        SourceError: its file is missing.
+    """
+    paths = dataset.shard_files(shard)
+    try:
+        if len(paths) == 1:
+            size = paths[0].stat().st_size
+            return paths[0].relative_to(root).as_posix(), [size, edge_sha256(paths[0])]
+        return (f"{shard.split}/{shard.index}", _many(root, paths)) if paths else None
+    except FileNotFoundError as error:
+        raise SourceError(
+            "this shard is missing",
+            file=error.filename,
+            todo="fetch it, or leave it out with --split or --episodes",
+        ) from error
+
+
+def _file_mark(root: Path, path: Path) -> tuple[str, str]:
+    whole = path.stat().st_size <= _WHOLE
+    return path.relative_to(root).as_posix(), file_sha256(present(path)) if whole else edge_sha256(
+        path
+    )
 
 
 def _many(root: Path, paths: Sequence[Path]) -> list:

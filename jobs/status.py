@@ -54,20 +54,26 @@ def look(out: Path | str) -> dict:
         SourceError: there is no job.
     """
     from ..readers.errors import SourceError
-    from .ledger import Ledger, Looks
+    from .ledger import Ledger
+    from .storage import FOLDER
 
     ledger = Ledger(out)
     plan = ledger.plan()
     if plan is None:
         raise SourceError("holds no job", file=out, todo="give the --out of `wristaugment run`")
+    if not _is_plan(plan):
+        raise SourceError(
+            "is not a plan",
+            file=ledger.store.where(f"{FOLDER}/plan.json"),
+            todo="restore it, or use a new --out",
+        )
     entries = ledger.entries()
     place = plan["place"]
     folder = ledger.store.where("" if place == "." else place)
-    looks = Looks(ledger, place)
     total = plan["shards"]
-    done, lost = [], []
-    for name, entry in sorted(entries.items()):
-        (done if looks.in_place(entry) else lost).append((name, entry))
+    whole = ledger.in_place(entries, place)
+    done = [entry for name, entry in entries.items() if whole[name]]
+    lost = len(entries) - len(done)
     running = ledger.running()
     complete = ledger.complete() and len(done) == total
     if running:
@@ -75,7 +81,7 @@ def look(out: Path | str) -> dict:
     elif complete:
         todo = f"complete: {folder}"
     elif lost:
-        todo = f"{len(lost)} finished shards were lost; run the same command to make them again"
+        todo = f"{lost} finished shards were lost; run the same command to make them again"
     else:
         todo = "not complete; run the same command to go on"
     return {
@@ -85,10 +91,23 @@ def look(out: Path | str) -> dict:
         "folder": str(folder),
         "shards": total,
         "shards_done": len(done),
-        "episodes_done": sum(entry["result"]["records"] for _, entry in done),
+        "episodes_done": sum(entry["result"]["records"] for entry in done),
         "episodes_under_way": ledger.episodes_under_way() if running else 0,
-        "bad": [item for _, entry in done for item in entry["result"]["bad"]],
+        "bad": [item for entry in done for item in entry["result"]["bad"]],
         "running": running,
         "complete": complete,
         "todo": todo,
     }
+
+
+def _is_plan(plan: object) -> bool:
+    """Whether JSON says what `status` needs of a plan; its file may be damaged."""
+    if not isinstance(plan, dict) or not isinstance(plan.get("recipe"), dict):
+        return False
+    texts = (
+        plan.get("dataset"),
+        plan.get("version"),
+        plan.get("place"),
+        plan["recipe"].get("name"),
+    )
+    return all(isinstance(text, str) for text in texts) and isinstance(plan.get("shards"), int)

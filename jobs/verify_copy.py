@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import filecmp
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,15 @@ class Comparison(Findings):
         out: what was given as --out.
         source: what was given as --data-dir.
         bar: show a progress bar on stderr.
+        damaged: files of the ledger that are not as they were written (see Checksums), and are
+            not believed.
 
     Raises:
         SourceError: they cannot be compared at all.
     """
 
-    def __init__(self, out: Path, source: Path, bar: bool):
-        super().__init__(bar)
+    def __init__(self, out: Path, source: Path, bar: bool, damaged: Collection[str] = ()):
+        super().__init__(bar, damaged)
         self.ledger = Ledger(out)
         plan = self.ledger.plan()
         assert plan is not None
@@ -99,7 +101,7 @@ class Comparison(Findings):
     def _results(self) -> dict[tuple[str, int], ShardResult]:
         found = {}
         for shard in self.copy.shards:
-            entry = self.ledger.entry(shard.split, shard.index)
+            entry = self.recorded(self.ledger, shard.split, shard.index)
             if entry is None:
                 self.problem(
                     shard.path,

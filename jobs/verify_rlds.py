@@ -9,6 +9,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from ..readers.files import present
@@ -23,19 +24,21 @@ class Comparison(Findings):
         out: the root of the copy, or its dataset or version folder.
         source: a TFDS root, a dataset folder or a version folder.
         bar: show a progress bar on stderr.
+        damaged: files of the ledger that are not as they were written (see Checksums), and are
+            not believed.
 
     Raises:
         SourceError: they cannot be compared at all.
     """
 
-    def __init__(self, out: Path, source: Path, bar: bool):
+    def __init__(self, out: Path, source: Path, bar: bool, damaged: Collection[str] = ()):
         from ..readers.errors import SourceError
         from ..readers.rlds import open_plain
         from ..readers.tfds_folder import find_folder, read_info
         from ..writers.copy import chosen_splits
         from .ledger import Ledger
 
-        super().__init__(bar)
+        super().__init__(bar, damaged)
         self.ledger = Ledger(out)
         plan = self.ledger.plan()
         self.plan = plan or {}
@@ -249,7 +252,7 @@ class Comparison(Findings):
         """What the ledger recorded of a shard; None where there is no ledger at all."""
         if not self.plan:
             return None
-        entry = self.ledger.entry(old.split, old.index)
+        entry = self.recorded(self.ledger, old.split, old.index)
         if entry is None:
             self.problem(
                 new.path, "the ledger has no record of this shard", todo="run the job again"

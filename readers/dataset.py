@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 
 from .episode import Episode, Record
 from .errors import SourceError
+from .files import walk_files
 from .profiles import Profile
 
 
@@ -181,14 +183,19 @@ class Dataset(abc.ABC):
         if not self.folder.is_dir():
             yield self.folder
             return
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_file():
-                yield path
+        yield from map(Path, walk_files(str(self.folder)))
 
     def other_files(self) -> Iterator[Path]:
         """Files that are in no shard, sorted: metadata, and whatever else lies there."""
-        own = {path for split in self.splits for s in split.shards for path in self.shard_files(s)}
-        return (path for path in self.files() if path not in own)
+        own = {
+            os.fspath(path)
+            for split in self.splits
+            for shard in split.shards
+            for path in self.shard_files(shard)
+        }
+        if not self.folder.is_dir():
+            return (path for path in self.files() if os.fspath(path) not in own)
+        return (Path(name) for name in walk_files(str(self.folder)) if name not in own)
 
     def notes(self) -> list[str]:
         """What is damaged or was refused beside the records, and is done without: a line each."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
@@ -138,6 +138,21 @@ def read_text(path: Path) -> str:
         raise SourceError(
             f"cannot be read ({reason})", file=path, todo="restore it from the source"
         ) from None
+
+
+def walk_files(folder: str) -> Iterator[str]:
+    """Every file below a folder, links to files too but not into folders, in the order of sorted
+    Paths; as text, since a million Paths take seconds to make and sort.
+
+    Raises:
+        OSError: a folder may not be read.
+    """
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk_files(entry.path)
+            elif entry.is_file():
+                yield entry.path
 
 
 def file_sha256(path: Path) -> str:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from copying import write_copy
 from wristaugment.jobs import verify as command
+from wristaugment.jobs.checksums import collect, staged_sha256
+from wristaugment.jobs.ledger import to_json
 from wristaugment.readers import open_dataset
 from wristaugment.readers.episode import WristStream
 from wristaugment.readers.errors import SourceError
@@ -36,6 +38,7 @@ def make_copy(source, out, *, ledger=True, failing=(), **options):
     if ledger:
         folder = out / ".wristaugment"
         (folder / "shards").mkdir(parents=True)
+        (folder / "quality").mkdir()
         plan = {
             "dataset": dataset.name,
             "version": dataset.version,
@@ -44,12 +47,19 @@ def make_copy(source, out, *, ledger=True, failing=(), **options):
             "episodes": options.get("limit"),
             "wrist_key": copy.wrist_key,
         }
-        (folder / "plan.json").write_text(json.dumps(plan))
-        (folder / "manifest.json").write_text("{}")
+        texts = {"plan.json": to_json(plan), "manifest.json": "{}\n"}
+        entries = []
         for result in results:
-            entry = {"result": dataclasses.asdict(result), "quality": []}
-            path = folder / "shards" / f"{result.split}-{result.shard:05d}.json"
-            path.write_text(json.dumps(entry))
+            hashes = staged_sha256(copy.folder, result.files)
+            entry = {"result": dataclasses.asdict(result), "sha256": hashes}
+            name = f"{result.split}-{result.shard:05d}"
+            (folder / "shards" / f"{name}.json").write_text(to_json(entry))
+            (folder / "quality" / f"{name}.json").write_text(to_json([]))
+            entries.append((name, entry | {"quality": []}))
+        copied = copy.finish(results)
+        texts["checksums.json"] = collect(plan["place"], copied, entries, texts)
+        for name, text in texts.items():
+            (folder / name).write_text(text)
     return copy
 
 

@@ -7,7 +7,8 @@
 # The driver runs on the head node; a node without work for it wants CPUS=0. wristaugment must be
 # installed on every node, or named for `ray job submit` in RUNTIME_ENV (JSON), as in
 # RUNTIME_ENV='{"pip": ["wristaugment"]}'. SIGTERM, SIGINT and SIGUSR1 stop the job, resumable, with
-# exit code 75; the same command goes on. Needs ray[default] here and on the cluster.
+# exit code 75; the same command goes on. Needs ray[default] here and on the cluster; where that asks
+# for a token, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or ~/.ray/auth_token).
 set -u
 : "${RAY_ADDRESS:?the dashboard of the cluster, as in http://head:8265}"
 id="wristaugment-$(date -u +%Y%m%d-%H%M%S)-$$"

@@ -43,8 +43,8 @@ demo: install
 # Loaders that others wrote and that our own versions leave behind, each in an environment of its own
 # (tests/peers/NAME.txt). Those of BESIDE also see this project's packages, by a .pth line.
 # rlds018 brings a TensorFlow of its own (1.4 GB), so that only `make peers` sets it up.
-PEERS := hdf5 lerobot lerobot21 zarr2
-BESIDE := hdf5 lerobot lerobot21
+PEERS := hdf5 lerobot lerobot21 zarr2 rayjob
+BESIDE := hdf5 lerobot lerobot21 rayjob
 
 .PHONY: peers
 peers: $(PEERS:%=.venv-%/.ready) .venv-rlds018/.ready
@@ -53,7 +53,8 @@ peers: $(PEERS:%=.venv-%/.ready) .venv-rlds018/.ready
 	$(PYTHON) -m venv --without-pip .venv-$*
 	$(BIN)/python -m pip --disable-pip-version-check --python .venv-$*/bin/python install -q \
 	  $(if $(filter $*,$(BESIDE)),--no-deps) -r $<
-	$(if $(filter $*,$(BESIDE)),$(BIN)/python -c "import sysconfig as s; print(s.get_path('purelib'))" \
+	$(if $(filter $*,$(BESIDE)),$(BIN)/python -c "import sysconfig as s; \
+	  print('import site; site.addsitedir(%r)' % s.get_path('purelib'))" \
 	  > $$(.venv-$*/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")/main.pth)
 	touch $@
 

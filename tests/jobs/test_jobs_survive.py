@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,22 +175,3 @@ def test_a_part_and_a_whole_run_exclude_each_other(tmp_path):
         with pytest.raises(SourceError, match="another run"), third:
             pass
     assert not whole.running()
-
-
-def test_the_slurm_array_script_makes_the_dataset(lab, tmp_path):
-    source = lab.make_source(tmp_path / "data", shards=2, episodes=1)
-    out = tmp_path / "out"
-    script = Path(__file__).parents[2] / "jobs" / "launch" / "slurm_array.sbatch"
-    for task in range(2):
-        env = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "SLURM_ARRAY_TASK_ID": str(task),
-            "SLURM_ARRAY_TASK_COUNT": "2",
-            "DATA_DIR": str(source.root),
-            "OUT": str(out),
-            "OPTIONS": "--dataset droid --recipe constant --num-actors 1",
-        }
-        done = subprocess.run(["bash", script], env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert (out / ".wristaugment" / "manifest.json").exists()

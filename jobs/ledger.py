@@ -179,7 +179,7 @@ class Ledger:
         names = sorted(name[: -len(".json")] for name in found if name.endswith(".json"))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             entries = dict(zip(names, pool.map(self._entry, names), strict=True))
-        return {name: entry for name, entry in entries.items() if is_entry(entry)}
+        return {name: entry for name, entry in entries.items() if entry and is_entry(entry)}
 
     def in_place(self, entries: dict[str, dict], place: str) -> dict[str, bool]:
         """Of each recorded shard, whether its files are there, each as long as recorded.
@@ -311,9 +311,8 @@ class Ledger:
             self.store.remove_folder(folder)
             return
         for name in self.store.children(folder):
-            if name.startswith(f"{own}."):
-                if not name.endswith(".lock"):
-                    self.store.remove_folder(f"{folder}/{name}")
+            if name.startswith(f"{own}.") and not name.endswith(".lock"):
+                self.store.remove_folder(f"{folder}/{name}")
 
     def streams(self, split: str, index: int) -> str:
         """Where the finished episodes of a shard are kept until it is published."""

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -48,16 +49,13 @@ def make_copy(source, out, *, ledger=True, failing=(), **options):
             "wrist_key": copy.wrist_key,
         }
         texts = {"plan.json": to_json(plan), "manifest.json": "{}\n"}
-        entries = []
         for result in results:
             hashes = staged_sha256(copy.folder, result.files)
             entry = {"result": dataclasses.asdict(result), "sha256": hashes}
             name = f"{result.split}-{result.shard:05d}"
-            (folder / "shards" / f"{name}.json").write_text(to_json(entry))
-            (folder / "quality" / f"{name}.json").write_text(to_json([]))
-            entries.append((name, entry | {"quality": []}))
-        copied = copy.finish(results)
-        texts["checksums.json"] = collect(plan["place"], copied, entries, texts)
+            texts |= {f"shards/{name}.json": to_json(entry), f"quality/{name}.json": to_json([])}
+        own = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        texts["checksums.json"] = collect(plan["place"], copy.finish(results), own)
         for name, text in texts.items():
             (folder / name).write_text(text)
     return copy

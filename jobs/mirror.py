@@ -44,8 +44,6 @@ SCRATCH = "WRISTAUGMENT_SCRATCH"
 _TREE, _PARTS, _LOCKS = "tree", "parts", "locks"
 _STUB, _FULL = 0, 0o644  # the modes of files: 0 is the mark of a stub
 _AT_ONCE = 16  # files fetched at a time
-# What an fsspec file system raises for the disk that it writes to, and not for the store.
-_LOCAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
 _ODD = re.compile(r"(^|/)\.{0,2}(/|$)|\0")  # empty parts, "." and ".."
 _mirrors: dict[Path, Mirror] = {}  # by the folder that holds the mirror
 
@@ -249,9 +247,13 @@ class Mirror:
             os.utime(part, ns=(stub.st_mtime_ns, stub.st_mtime_ns))
             os.replace(part, path)
         except OSError as error:
-            if error.errno in _LOCAL and not isinstance(error, RemoteError):
-                error.filename = str(self._scratch)  # where room is needed, and how to name another
-            raise
+            if isinstance(error, RemoteError):
+                raise
+            raise RemoteError(
+                f"{self._scratch}: cannot hold {url} ({error.strerror}); make room, or name "
+                f"another folder with ${SCRATCH}",
+                error.errno or errno.EIO,
+            ) from error
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
@@ -307,12 +309,19 @@ def mirrors() -> list[Mirror]:
     return list(_mirrors.values())
 
 
-def release_all(keep: Iterable[Path] = ()) -> None:
-    """Release what this process has had fetched, of every mirror, but the files in `keep`."""
+def release_all(keep: Iterable[Path] = (), below: Path | None = None) -> None:
+    """Release what this process has had fetched, of every mirror.
+
+    Args:
+        keep: files that stay. below: a folder whose files stay.
+    """
     if _mirrors:
         kept = {str(path) for path in keep}
+        start = f"{below}{os.sep}" if below else "\0"
         for mirror in mirrors():
-            mirror.release(path for path in mirror.held() if path not in kept)
+            mirror.release(
+                path for path in mirror.held() if path not in kept and not path.startswith(start)
+            )
 
 
 def shown(text: str) -> str:

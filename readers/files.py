@@ -56,9 +56,8 @@ def present(path: _Place) -> _Place:
     """`path`, whose content is there from here on; to be called before a file is opened.
 
     Raises:
-        RemoteError: it lies elsewhere and cannot be brought here now.
+        RemoteError: it lies elsewhere and cannot be brought here now, or there is no room for it.
         SourceError: it is not what it was when it was listed.
-        OSError: there is no room for it.
     """
     if _PROVIDERS and (provider := provider_of(path)) is not None:
         provider.fetch(os.fspath(path))
@@ -95,6 +94,7 @@ def read_range(path: Path | str, start: int, length: int) -> bytes:
 def read_at(handle: int, start: int, length: int) -> bytes:
     """Bytes [start, start + length) of an open file, fewer where it ends before."""
     parts, at = [], start
+    length = min(length, os.fstat(handle).st_size - start)  # memory is asked for what is asked for
     while length > 0 and (part := os.pread(handle, length, at)):
         parts.append(part)
         at, length = at + len(part), length - len(part)

@@ -10,8 +10,8 @@ remotely as it is read locally, and nothing is fetched that no one opens:
 - raw DROID: metadata of an episode, and one video of each camera's serial number;
 - zarr: metadata and `episode_ends`; the chunks that are read. A zip is fetched when it is opened;
 - LeRobot: `meta/`; tables and videos of the episodes that are read;
-- HDF5 (robomimic, LIBERO, ALOHA): every file when the dataset is opened, since only a file itself
-  tells how many episodes it holds, and of which layout.
+- HDF5 (robomimic, LIBERO, ALOHA): a few blocks of every file, since only a file itself tells how
+  many episodes it holds, and the whole of the first; another when its first episode is read.
 
 Processes of one machine share a mirror, and one that uses a file holds a lock on it, so that none
 releases what another reads. Locks are bytes of one lock file: whatever dies leaves none behind. The
@@ -124,6 +124,13 @@ class Mirror:
         with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
             for _ in pool.map(self.fetch, wanted):
                 pass
+
+    def is_away(self, path: str) -> bool:
+        """Whether a file is a stub; nothing is locked."""
+        try:
+            return path[self._start :] not in self._locks.held and _is_stub(os.lstat(path))
+        except FileNotFoundError:
+            return False
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """Bytes [start, start + length) of a file; of a stub they are read from the URL."""

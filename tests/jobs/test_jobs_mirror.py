@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import h5py
 import numpy as np
 import pytest
 from copying import write_copy
@@ -131,6 +132,56 @@ def test_opening_fetches_no_shard_and_a_shard_fetches_itself(remote_small, small
     assert fetched(root) == ["dataset_info.json", "features.json", shards[1].path.name]
     sizes = {p.name: p.stat().st_size for p in root.iterdir()}
     assert sizes == {p.name: p.stat().st_size for p in small.folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["libero", "aloha"])
+def test_hdf5_files_are_looked_into_from_afar(name, s3, bucket, scratch, tmp_path, monkeypatch):
+    kind = next(kind for kind in KINDS if kind.name == name)
+    path = kind.create(tmp_path)
+    for file in path.rglob("*.hdf5"):  # a file that is larger than what is read of it
+        with h5py.File(file, "r+") as opened:
+            opened["zeros"] = np.zeros(1 << 20, np.uint8)
+    read, ranges = remote.Remote.read_range, []
+    monkeypatch.setattr(
+        remote.Remote, "read_range", lambda *a: (ranges.append(a[3] - a[2]), read(*a))[1]
+    )
+    root = localise(s3.put_tree(path, f"{bucket}/{path.name}"))
+    dataset = open_dataset(root)
+    files = sorted(p.name for p in root.rglob("*") if p.is_file())
+    assert len(files) > 2 and fetched(root) == files[:1]
+    assert 0 < sum(ranges) < (1 << 20) * len(files) / 2
+    shards = dataset.splits[0].shards
+    assert [s.records for s in shards] == [s.records for s in open_dataset(path).splits[0].shards]
+    assert all(raw.error is None for raw in dataset.records(shards[1]))
+    assert fetched(root) == files[:2]
+
+
+def test_hdf5_files_that_lead_elsewhere_are_found_out_when_they_are_read(
+    s3, bucket, scratch, tmp_path
+):
+    kind = next(kind for kind in KINDS if kind.name == "aloha")
+    path = kind.create(tmp_path)
+    last = sorted(path.rglob("*.hdf5"))[-1]
+    with h5py.File(last, "r+") as opened:
+        opened["away"] = h5py.ExternalLink("/etc/passwd", "/")
+    dataset = open_dataset(localise(s3.put_tree(path, f"{bucket}/{path.name}")))
+    (raw,) = dataset.records(dataset.splits[0].shards[-1])
+    assert "outside the dataset; it was not followed" in str(raw.error)
+
+
+def test_a_store_that_fails_while_hdf5_looks_is_no_damage(
+    s3, bucket, scratch, tmp_path, monkeypatch
+):
+    kind = next(kind for kind in KINDS if kind.name == "aloha")
+    path = kind.create(tmp_path)
+    root = localise(s3.put_tree(path, f"{bucket}/{path.name}"))
+
+    def gone(*_):
+        raise RemoteError("the other end hung up")
+
+    monkeypatch.setattr(remote.Remote, "read_range", gone)
+    with pytest.raises(RemoteError, match="hung up"):
+        open_dataset(root)
 
 
 def test_ranges_of_stubs_are_those_of_files(remote_small, small):

@@ -10,8 +10,8 @@ remotely as it is read locally, and nothing is fetched that no one opens:
 - raw DROID: metadata of an episode, and one video of each camera's serial number;
 - zarr: metadata and `episode_ends`; the chunks that are read. A zip is fetched when it is opened;
 - LeRobot: `meta/`; tables and videos of the episodes that are read;
-- HDF5 (robomimic, LIBERO, ALOHA): every file when the dataset is opened, since only a file itself
-  tells how many episodes it holds, and of which layout.
+- HDF5 (robomimic, LIBERO, ALOHA): a few blocks of every file, since only a file itself tells how
+  many episodes it holds, and the whole of the first; another when its first episode is read.
 
 Processes of one machine share a mirror, and one that uses a file holds a lock on it, so that none
 releases what another reads. Locks are bytes of one lock file: whatever dies leaves none behind. The
@@ -44,8 +44,6 @@ SCRATCH = "WRISTAUGMENT_SCRATCH"
 _TREE, _PARTS, _LOCKS = "tree", "parts", "locks"
 _STUB, _FULL = 0, 0o644  # the modes of files: 0 is the mark of a stub
 _AT_ONCE = 16  # files fetched at a time
-# What an fsspec file system raises for the disk that it writes to, and not for the store.
-_LOCAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
 _ODD = re.compile(r"(^|/)\.{0,2}(/|$)|\0")  # empty parts, "." and ".."
 _mirrors: dict[Path, Mirror] = {}  # by the folder that holds the mirror
 
@@ -126,6 +124,13 @@ class Mirror:
         with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
             for _ in pool.map(self.fetch, wanted):
                 pass
+
+    def is_away(self, path: str) -> bool:
+        """Whether a file is a stub; nothing is locked."""
+        try:
+            return path[self._start :] not in self._locks.held and _is_stub(os.lstat(path))
+        except FileNotFoundError:
+            return False
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """Bytes [start, start + length) of a file; of a stub they are read from the URL."""
@@ -249,9 +254,13 @@ class Mirror:
             os.utime(part, ns=(stub.st_mtime_ns, stub.st_mtime_ns))
             os.replace(part, path)
         except OSError as error:
-            if error.errno in _LOCAL and not isinstance(error, RemoteError):
-                error.filename = str(self._scratch)  # where room is needed, and how to name another
-            raise
+            if isinstance(error, RemoteError):
+                raise
+            raise RemoteError(
+                f"{self._scratch}: cannot hold {url} ({error.strerror}); make room, or name "
+                f"another folder with ${SCRATCH}",
+                error.errno or errno.EIO,
+            ) from error
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
@@ -307,12 +316,19 @@ def mirrors() -> list[Mirror]:
     return list(_mirrors.values())
 
 
-def release_all(keep: Iterable[Path] = ()) -> None:
-    """Release what this process has had fetched, of every mirror, but the files in `keep`."""
+def release_all(keep: Iterable[Path] = (), below: Path | None = None) -> None:
+    """Release what this process has had fetched, of every mirror.
+
+    Args:
+        keep: files that stay. below: a folder whose files stay.
+    """
     if _mirrors:
         kept = {str(path) for path in keep}
+        start = f"{below}{os.sep}" if below else "\0"
         for mirror in mirrors():
-            mirror.release(path for path in mirror.held() if path not in kept)
+            mirror.release(
+                path for path in mirror.held() if path not in kept and not path.startswith(start)
+            )
 
 
 def shown(text: str) -> str:

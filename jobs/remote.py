@@ -19,10 +19,12 @@ from ..readers.errors import RemoteError, SourceError
 
 INSTALL = "pip install 'wristaugment[remote]'"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_SECRET = re.compile(r"(?<=://)[^/@]*@|\?.*")  # a user's name and password, a signature
+_USER = re.compile(r"(?<=://)[^/@]*@")  # a name and a password
+_QUERY = re.compile(r"\?[^\s\"']*")  # a signature
 # What tells an object's content from another, as the libraries of the stores spell it.
 _TAGS = ("ETag", "etag", "md5Hash", "crc32c", "generation")
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+# What an fsspec file system raises for the disk that it writes to, and not for the store.
 _LOCAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
 _CREDENTIALS = (
     "check your credentials: AWS_PROFILE or AWS_ACCESS_KEY_ID for s3:// (FSSPEC_S3_ANON=true for "
@@ -39,7 +41,9 @@ def is_url(text: object) -> bool:
 
 def clean(url: str) -> str:
     """A URL without what may be secret in it, or stand behind it."""
-    return _SECRET.sub("", url).rstrip("/")
+    url = _USER.sub("", url)
+    url = _QUERY.sub("", url) if url.startswith("http") else url  # elsewhere it is part of a name
+    return url if url.endswith("://") else url.rstrip("/")
 
 
 class Remote:
@@ -55,6 +59,12 @@ class Remote:
 
     def __init__(self, url: str):
         self._given, self.url = url, clean(url)
+        if _USER.search(url):
+            raise SourceError(
+                "has a name or a password in it, which would be seen",
+                file=self.url,
+                todo=_CREDENTIALS,
+            )
         self.prefix, _, path = self.url.partition("://")
         self.prefix += "://"
         self.parts = [part for part in path.split("/") if part]
@@ -192,4 +202,4 @@ def _nanoseconds(value: object) -> int:
 
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return _SECRET.sub("", text)[:160]
+    return _QUERY.sub("", _USER.sub("", text))[:160]

@@ -78,7 +78,7 @@ class Comparison(Findings):
         results = self._results()
         self._files(results)
         self._metadata(results)
-        release_all()
+        release_all(below=self.ledger.folder)
         made = self._open()
         if made is not None:
             from tqdm import tqdm
@@ -89,7 +89,7 @@ class Comparison(Findings):
                     result = results.get((shard.split, shard.index))
                     if result is not None and result.records:
                         self._shard(made, shard, result, bar)
-                    release_all()
+                    release_all(below=self.ledger.folder)
         return {
             "copy": str(self.copy.folder),
             "source": str(self.source.folder),
@@ -118,7 +118,7 @@ class Comparison(Findings):
     def _files(self, results: dict) -> None:
         """Every published file against the checksum that was recorded of it."""
         for result in results.values():
-            release_all()
+            release_all(below=self.ledger.folder)
             for name, (size, crc) in result.files.items():
                 path = self.copy.folder / name
                 if name.endswith("/"):

@@ -165,7 +165,7 @@ class Comparison(Findings):
                 sizes = []
                 for old, new in zip(split.shards, found, strict=True):
                     sizes.append(self._shard(old, new, names, bar))
-                    release_all()
+                    release_all(below=self.ledger.folder)
                 rows = json.loads(self.copy.info.text)["splits"]
                 declared = next(row for row in rows if row["name"] == split.name)
                 whole = [size for size in sizes if size is not None]

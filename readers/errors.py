@@ -46,19 +46,19 @@ class SourceError(ValueError):
 
 
 class RemoteError(OSError):
-    """A file that lies elsewhere could not be brought here: the network's fault, not the data's.
+    """A file that lies elsewhere could not be brought here: the network's fault, or this disk's.
 
     Readers let it pass, since a record is not damaged because a server does not answer.
     """
 
-    def __init__(self, found: str):
-        super().__init__(errno.EIO, found)
+    def __init__(self, found: str, code: int = errno.EIO):
+        super().__init__(code, found)
 
     def __str__(self) -> str:
         return str(self.strerror)
 
     def __reduce__(self):
-        return type(self), (self.strerror,)
+        return type(self), (self.strerror, self.errno)
 
 
 def _rebuild(kind: type[SourceError], found: str, fields: dict) -> SourceError:

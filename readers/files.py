@@ -9,6 +9,7 @@ those who `register` such folders; readers know no network.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from typing import BinaryIO, Protocol, TypeVar
 
 from .errors import RemoteError, SourceError
 
+_BLOCK = 1 << 16  # bytes of a file elsewhere that are read at a time
+_KEPT = 256  # such blocks in memory
 _TEXT = 1 << 26  # bytes; metadata of a hundred thousand shards is a megabyte
 _Place = TypeVar("_Place", bound=str | Path)
 
@@ -29,6 +32,10 @@ class Provider(Protocol):
 
     def fetch_all(self, paths: Sequence[str]) -> None:
         """As `fetch`, of several at a time."""
+
+    def is_away(self, path: str) -> bool:
+        """Whether a file's content would have to be fetched."""
+        ...
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """Some of a file's bytes, fewer at its end; nothing is stored."""
@@ -56,9 +63,8 @@ def present(path: _Place) -> _Place:
     """`path`, whose content is there from here on; to be called before a file is opened.
 
     Raises:
-        RemoteError: it lies elsewhere and cannot be brought here now.
+        RemoteError: it lies elsewhere and cannot be brought here now, or there is no room for it.
         SourceError: it is not what it was when it was listed.
-        OSError: there is no room for it.
     """
     if _PROVIDERS and (provider := provider_of(path)) is not None:
         provider.fetch(os.fspath(path))
@@ -95,6 +101,7 @@ def read_range(path: Path | str, start: int, length: int) -> bytes:
 def read_at(handle: int, start: int, length: int) -> bytes:
     """Bytes [start, start + length) of an open file, fewer where it ends before."""
     parts, at = [], start
+    length = min(length, os.fstat(handle).st_size - start)  # memory is asked for what is asked for
     while length > 0 and (part := os.pread(handle, length, at)):
         parts.append(part)
         at, length = at + len(part), length - len(part)
@@ -157,8 +164,73 @@ def walk_files(folder: str) -> Iterator[str]:
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a whole file, in hex."""
-    with open(path, "rb") as file:
+    with open(present(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Ranged(io.RawIOBase):
+    """A file that lies elsewhere, of which no more is brought here than is read, in blocks.
+
+    Args:
+        path: it. provider: who reads it.
+
+    Attributes:
+        failed: what the provider raised last; libraries that are given such a file may hide it.
+    """
+
+    def __init__(self, path: Path | str, provider: Provider):
+        self._path, self._provider = os.fspath(path), provider
+        self._size, self._at = os.stat(path).st_size, 0
+        self._blocks: dict[int, bytes] = {}
+        self.failed: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        view, done = memoryview(buffer).cast("B"), 0
+        # All that is asked for: HDF5 takes no less for the end of the file.
+        while done < len(view) and self._at < self._size:
+            number, start = divmod(self._at, _BLOCK)
+            part = self._block(number)[start : start + len(view) - done]
+            view[done : done + len(part)] = part
+            done, self._at = done + len(part), self._at + len(part)
+        return done
+
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            try:
+                data = self._provider.read_range(self._path, number * _BLOCK, _BLOCK)
+            except Exception as error:
+                self.failed = error
+                raise
+            while len(self._blocks) >= _KEPT:
+                self._blocks.pop(next(iter(self._blocks)))
+            self._blocks[number] = data
+        return self._blocks[number]
+
+
+def is_away(path: Path | str) -> bool:
+    """Whether a file lies elsewhere and is not here yet."""
+    provider = provider_of(path) if _PROVIDERS else None
+    return provider is not None and provider.is_away(os.fspath(path))
+
+
+def ranged(path: Path | str) -> Ranged | None:
+    """A file of which only a little will be read, if it is away; None where it can be opened."""
+    provider = provider_of(path)
+    return Ranged(path, provider) if provider and provider.is_away(os.fspath(path)) else None
 
 
 def is_plain_name(name: object) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from h5py import h5l, h5o  # type: ignore[attr-defined]
 
 from .errors import SourceError
-from .files import present
+from .files import present, ranged
 
 SUFFIXES = (".hdf5", ".h5")
 PIECE = 4 << 20  # bytes that a piece of content holds at most, where rows are not larger
@@ -93,23 +93,35 @@ def named(todo: str = "check the source", **where) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path, *, glance: bool = False) -> Iterator[h5py.File]:
     """A file that is open for reading.
+
+    Args:
+        glance: only a little of it will be read, so that it need not be fetched from elsewhere.
 
     Raises:
         SourceError: it is missing, may not be read, or is no whole HDF5 file.
     """
-    present(path)
+    part = ranged(path) if glance else None
+    if part is None:
+        present(path)
     try:
         # Not locked: sources lie on disks that are read-only or know no locks.
-        file = h5py.File(path, "r", locking=False, rdcc_nbytes=_CACHE)
+        file = h5py.File(part or path, "r", locking=False, rdcc_nbytes=_CACHE)
     except HDF5_ERRORS as error:
+        if part is not None and part.failed is not None:
+            raise part.failed from None
         if isinstance(error, OSError) and error.errno not in (None, 2, 13):
             raise
         found = f"cannot be opened as HDF5 ({short(error)})"
         raise SourceError(found, file=path, todo="fetch this file again") from None
     with file:
-        yield file
+        try:
+            yield file
+        except HDF5_ERRORS:
+            if part is not None and part.failed is not None:
+                raise part.failed from None
+            raise
 
 
 def links(group: h5py.Group) -> dict[str, Link]:

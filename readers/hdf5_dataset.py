@@ -15,6 +15,7 @@ import numpy as np
 from .dataset import Dataset, RawRecord, Shard, Split, Stream
 from .episode import Episode, Record, View
 from .errors import SourceError
+from .files import is_away
 from .frames import Frames
 from .hdf5 import (
     address,
@@ -283,10 +284,12 @@ class Hdf5Dataset(Dataset):
         shards, broken, sound = [], None, 0
         for path in find_files(self.folder):
             try:
-                with opened(path) as file, named(file=path):
+                with opened(path, glance=True) as file, named(file=path):
                     groups: Sequence[str] | None = self.groups(file)
                     if groups is not None:
-                        refuse_links(file, path, self.root)
+                        # Looking for links takes all of a file; `records` does so in any case.
+                        if not is_away(path):
+                            refuse_links(file, path, self.root)
                         sound += 1
             except SourceError as error:
                 if error.key is not None:

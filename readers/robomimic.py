@@ -217,7 +217,7 @@ def recognise(path: Path) -> bool:
     """Whether a file, or one of the first files of a folder, is of robomimic's layout."""
     for file in glance(path):
         try:
-            with opened(file) as opened_file, named(file=file):
+            with opened(file, glance=True) as opened_file, named(file=file):
                 if _data(opened_file) is not None:
                     return True
         except RemoteError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import BinaryIO
 
 from .errors import SourceError
 
+_NO_NAME = re.compile(r"[/\\\x00-\x1f]")
 _TEXT = 1 << 26  # bytes; metadata of a hundred thousand shards is a megabyte
 
 
@@ -76,4 +78,4 @@ def is_plain_name(name: object) -> bool:
     """Whether `name` is the name of one file or folder, and no path that leads elsewhere."""
     if not isinstance(name, str) or name in ("", ".", "..") or len(name.encode()) > 255:
         return False
-    return not any(char in "/\\" or ord(char) < 32 for char in name)
+    return _NO_NAME.search(name) is None

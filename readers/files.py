@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from .errors import RemoteError, SourceError
 
 _BLOCK = 1 << 16  # bytes of a file elsewhere that are read at a time
 _KEPT = 256  # such blocks in memory
+_NO_NAME = re.compile(r"[/\\\x00-\x1f]")
 _TEXT = 1 << 26  # bytes; metadata of a hundred thousand shards is a megabyte
 _Place = TypeVar("_Place", bound=str | Path)
 
@@ -237,4 +239,4 @@ def is_plain_name(name: object) -> bool:
     """Whether `name` is the name of one file or folder, and no path that leads elsewhere."""
     if not isinstance(name, str) or name in ("", ".", "..") or len(name.encode()) > 255:
         return False
-    return not any(char in "/\\" or ord(char) < 32 for char in name)
+    return _NO_NAME.search(name) is None

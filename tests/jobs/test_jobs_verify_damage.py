@@ -20,10 +20,10 @@ def made(job, args, pending, resumed, say):
     """What jobs.run does in Ray actors, in this process."""
     actor = ShardActor(job.work)
     for task in pending:
-        staged = job.ledger.stage("shard")
-        outcome = actor.make_shard(task.split, task.index, str(staged), str(staged) + ".count")
+        staged = job.ledger.grant(task.split, task.index)
+        outcome = actor.make_shard(task.split, task.index, staged)
         assert outcome.kind == "done", outcome
-        job.ledger.publish(task.split, task.index, staged, job.copy.folder, outcome.entry)
+        job.ledger.publish(task.split, task.index, staged, job.plan["place"], outcome.entry)
         yield task, outcome.entry
 
 

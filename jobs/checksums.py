@@ -21,9 +21,11 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from ..readers.errors import RemoteError
 from ..readers.files import file_sha256, present
 from .findings import Findings
 from .ledger import Ledger, to_json
+from .mirror import mirror_of
 from .storage import FOLDER, Storage
 
 NAME = f"{FOLDER}/checksums.json"
@@ -154,7 +156,13 @@ class LocalTree:
 
     def sha256(self, name: str) -> str:
         """As of Tree."""
-        return file_sha256(present(self.out / name))
+        path = present(self.out / name)
+        try:
+            return file_sha256(path)
+        finally:
+            mirror = mirror_of(path)
+            if mirror is not None and not name.startswith(f"{FOLDER}/"):
+                mirror.release([path])
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int | None]]:
@@ -384,6 +392,8 @@ def _tried(call: Callable[[str], Any], name: str) -> Any:
     """What `call` gives for a name, or the OSError that it raises."""
     try:
         return call(name)
+    except RemoteError:  # which tells nothing of the file
+        raise
     except OSError as error:
         return error
 

@@ -18,7 +18,9 @@ def add_parser(subparsers) -> None:
         "inspect",
         help="say what a dataset holds: format, cameras, wrist, calibration, counts",
         description="Recognises the format, looks at the metadata and into the first few records; "
-        "writes nothing.",
+        "writes nothing. Of a URL, as in s3://bucket/droid/1.0.1, what is looked at is fetched to "
+        "$WRISTAUGMENT_SCRATCH; the endpoint and the credentials are those of the store's own "
+        "variables (AWS_ENDPOINT_URL, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, ...).",
     )
     parser.add_argument("dir", metavar="DIR", help="the dataset: a folder, a file, or a URL of one")
     parser.add_argument("--dataset", metavar="NAME", help="its profile, or one of several in DIR")

@@ -24,6 +24,9 @@ examples:
   and is every byte of the source in it, and every new frame good?
     wristaugment verify /data/droid-wrist --source /data
 
+OUT and --source may be URLs, as in s3://bucket/droid-wrist; files are fetched one by one into
+$WRISTAUGMENT_SCRATCH and removed from it again.
+
 exit codes: 0 the copy is whole; 3 problems were found; 2 it cannot be checked
 """
 

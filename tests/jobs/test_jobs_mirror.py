@@ -501,6 +501,9 @@ def test_a_copy_in_a_bucket_is_verified_and_scored(
     out = tmp_path / "out"
     assert lab.without_ray(small.args(out)).returncode == 0
     copy = s3.put_tree(out, f"{bucket}/copy")
+    assert cli.main(["verify", copy]) == 0
+    assert copy in capsys.readouterr().out
+    assert not [name for name in fetched(localise(copy)) if "tfrecord" in name]
     assert cli.main(["verify", copy, "--source", remote_small]) == 0
     said = capsys.readouterr().out
     assert "8 records compared" in said and f"whole: every byte of the source is in {copy}" in said

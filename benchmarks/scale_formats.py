@@ -128,15 +128,15 @@ def _declare(many: Path, tree: dict, episodes: int, length: int) -> None:
 
 
 def _raw(one: Path, many: Path, episodes: int) -> Path:
-    """A folder an episode."""
+    """A folder an episode, a thousand a day."""
     folder = next(path.parent for path in sorted(one.rglob("trajectory.h5")))
-    target = many / one.name / folder.parent.relative_to(one)
-    target.mkdir(parents=True)
-    for number in range(episodes):
-        os.makedirs(f"{target}/episode_{number:06d}/recordings/MP4")
+    above = many / one.name / folder.parent.parent.relative_to(one)
+    targets = [f"{above}/day_{number // 1000:04d}/{number:06d}" for number in range(episodes)]
+    for target in targets:
+        os.makedirs(f"{target}/recordings/MP4")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         below = file.relative_to(folder).as_posix()
-        linked(file, [f"{target}/episode_{i:06d}/{below}" for i in range(episodes)])
+        linked(file, [f"{target}/{below}" for target in targets])
     return many / one.name
 
 

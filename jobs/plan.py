@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..readers.errors import SourceError
@@ -26,7 +27,10 @@ if TYPE_CHECKING:  # `status` compares no plans, and would wait for what these l
 # Bytes hashed at each end of a shard; a whole one may be gigabytes. They hold the head of the first
 # record and the checksum of the last. More would be read 20,000 times, through a network perhaps.
 _EDGE = 16 * 1024
-_WHOLE = 16 * 2**20  # other files up to this size are hashed whole
+# Other files are hashed whole, the smallest first, up to this many bytes in all, and then their
+# ends: LeRobot's videos are such files, and there may be terabytes.
+_WHOLE = 64 * 2**20
+_FILES = 10_000  # other files that are named in a plan one by one
 _LOOK = 16  # files of a shard of many whose ends are hashed
 _AT_ONCE = 32  # shards looked at at a time
 _SIZE = re.compile(r"^(\d+)x(\d+)$")
@@ -47,6 +51,8 @@ def edge_sha256(path: Path) -> str:
 def source_fingerprint(dataset: Dataset, shards: Iterable[Shard]) -> dict:
     """What the source is, by content: {"shards": {name: [bytes, hash]}, "files": {file: hash}}.
 
+    Where there are more than 10,000 other files, "files" has their folders (ending in "/") instead.
+
     Args:
         dataset: the opened source.
         shards: those that will be read.
@@ -59,8 +65,14 @@ def source_fingerprint(dataset: Dataset, shards: Iterable[Shard]) -> dict:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         marks = in_batches(pool, lambda shard: _shard_mark(dataset, root, shard), shards)
         found = dict(mark for mark in marks if mark)
-        files = dict(in_batches(pool, lambda path: _file_mark(root, path), dataset.other_files()))
-    return {"shards": found, "files": files}
+        others = list(dataset.other_files())
+        sizes = in_batches(pool, lambda path: os.stat(path).st_size, others)
+        rows = sorted(zip(sizes, others, strict=True))  # the smallest first: metadata, mostly
+        ends = itertools.accumulate(size for size, _ in rows)
+        whole = [end <= _WHOLE for end in ends]
+        marks = in_batches(pool, lambda row: _file_mark(root, *row), zip(rows, whole, strict=True))
+        files = dict(marks)
+    return {"shards": found, "files": files if len(files) <= _FILES else _by_folder(files)}
 
 
 def _shard_mark(dataset: Dataset, root: Path, shard: Shard) -> tuple[str, list] | None:
@@ -83,9 +95,18 @@ def _shard_mark(dataset: Dataset, root: Path, shard: Shard) -> tuple[str, list] 
         ) from error
 
 
-def _file_mark(root: Path, path: Path) -> tuple[str, str]:
-    whole = path.stat().st_size <= _WHOLE
+def _file_mark(root: Path, row: tuple[int, Path], whole: bool) -> tuple[str, str]:
+    path = row[1]
     return _name(root, path), file_sha256(path) if whole else edge_sha256(path)
+
+
+def _by_folder(files: dict[str, str]) -> dict[str, str]:
+    """{folder: hash of the names and hashes of its own files}, since a plan is read by people."""
+    found: dict[str, Any] = {}
+    for name in sorted(files):
+        folder = name.rpartition("/")[0] + "/"
+        found.setdefault(folder, hashlib.sha256()).update(f"{name} {files[name]}\n".encode())
+    return {folder: digest.hexdigest() for folder, digest in found.items()}
 
 
 def _name(root: Path, path: str | Path) -> str:

@@ -41,8 +41,8 @@ MEMORY = 1e9  # bytes
 _LINKS = 30_000  # to one file; ext4 has room for 65,000
 # Runs in the measured process: the command line of `run` is followed up to where shards are made.
 _CHILD = """
-import contextlib, sys
-from wristaugment.jobs import cli, interrupt, job, run
+import contextlib, sys, time
+from wristaugment.jobs import cli, interrupt, run
 
 def made(*_):
     raise interrupt.Interrupted("the first shard would be made here")
@@ -50,6 +50,8 @@ def made(*_):
 
 what, words = sys.argv[1], sys.argv[2:]
 if what == "plan":
+    from wristaugment.jobs import job  # `status` does not load it
+
     with contextlib.ExitStack() as stack:
         ready = job.prepare(cli.parser().parse_args(words), stack)
         stack.enter_context(ready.ledger.opened(ready.plan))
@@ -59,7 +61,8 @@ else:
     cli.main(words)
 sys.stdout = sys.__stdout__
 with open("/proc/self/status") as file:
-    print(next(line.split()[1] for line in file if line.startswith("VmHWM")))
+    memory = next(line.split()[1] for line in file if line.startswith("VmHWM"))
+print(time.process_time(), memory)
 """
 
 
@@ -79,7 +82,10 @@ def main() -> int:
         else:
             report = measure(Path(scratch), args.episodes, args.shards)
     for name, row in report["runs"].items():
-        print(f"{name:20} {row['seconds']:6.2f} s {row['bytes'] / 1e6:7.0f} MB", file=out)
+        print(
+            f"{name:20} {row['seconds']:6.2f} s ({row['cpu_seconds']:.2f} of CPU) {row['bytes'] / 1e6:7.0f} MB",
+            file=out,
+        )
     print(f"the largest plan.json is {report['plan_bytes'] / 1e6:.1f} MB", file=out)
     if args.json == "-":
         print(json.dumps(report, indent=2))
@@ -97,7 +103,7 @@ def measure(scratch: Path, episodes: int = 1_000_000, shards: int = 20_000) -> d
 
     Returns:
         {"ok": whether all is within bounds, "episodes", "shards", "plan_bytes",
-        "runs": {name: {"seconds", "bytes" (of memory, at most)}}}
+        "runs": {name: {"seconds", "cpu_seconds", "bytes" (of memory, at most)}}}
     """
     source, out = scratch / "source", scratch / "out"
     make_source(source, episodes, shards)
@@ -227,7 +233,9 @@ def _timed(what: str, words: Sequence[str]) -> dict:
     seconds = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-4000:]}")
-    return {"seconds": round(seconds, 3), "bytes": int(done.stdout.split()[-1]) * 1024}
+    cpu, memory = done.stdout.split()[-2:]
+    figures = {"seconds": round(seconds, 3), "cpu_seconds": round(float(cpu), 3)}
+    return figures | {"bytes": int(memory) * 1024}
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ..readers.errors import SourceError
+from ..readers.files import present_all
 from .ahead import Ahead
 from .board import MAKING, READING, WRITING, Board, Lost
 from .checksums import staged_sha256
 from .failures import is_disk
+from .mirror import release_all
 from .storage import FolderStorage, ObjectStorage
 from .streams import StreamStore
 from .trial import try_alone
@@ -104,6 +106,7 @@ class ShardActor:
                 said.append(Outcome("refused", text=str(error)))
                 return said[0]
             shard = self.shards[split, index]
+            present_all(self.dataset.shard_files(shard))
             attempt = _Attempt(self, board, self._kept(streams, board), given_up or {})
             with staging_folder(self.store, staged) as folder, self._faults(staged):
                 with Ahead(attempt.read, attempt.make, lambda raw: _wanted(raw, shard)) as ahead:
@@ -114,7 +117,7 @@ class ShardActor:
                 sums = staged_sha256(folder, result.files)
                 if isinstance(self.store, ObjectStorage):
                     self._send(self.store, board, folder, staged)
-            self._release(shard)
+            release_all(below=self.dataset.folder / "meta")  # LeRobot's tables are read every time
             entry = {"result": dataclasses.asdict(result), "quality": attempt.quality}
             entry = self._without_paths(entry) | {"sha256": sums}
             said.append(Outcome("done", entry=entry, facts=self.about()))
@@ -178,14 +181,6 @@ class ShardActor:
         board.look()
         store.put_folder(folder, staged)
         board.look()  # what was sent after the grant was gone is removed again: see `_outcomes`
-
-    def _release(self, shard) -> None:
-        """Give up the scratch space that a shard of an object store took."""
-        from .mirror import mirror_of
-
-        mirror = mirror_of(self.dataset.folder)
-        if mirror is not None:
-            mirror.release(self.dataset.shard_files(shard))
 
     @contextlib.contextmanager
     def _faults(self, staged: str) -> Iterator[None]:

@@ -176,6 +176,8 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int | None]]:
                 yield name, entry.stat().st_size if entry.is_file() else None
             except FileNotFoundError:  # removed meanwhile, by a job that is running
                 continue
+            except OSError:  # a link to itself
+                yield name, None
 
 
 class Checksums(Findings):

@@ -21,9 +21,10 @@ from ..writers.formats import usual_size
 from .cluster import Cluster, local_gpus
 from .events import EventLog
 from .ledger import Ledger
+from .mirror import pinned, release_all
 from .plan import make_plan, parse_size, source_fingerprint, split_values
 from .pool import Task
-from .storage import is_url
+from .remote import is_url
 from .work import Work
 
 
@@ -122,6 +123,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         replace=args.replace,
         description=description(__version__, recipe.name),
     )
+    work = replace(work, data_key=pinned(args.data_dir)[1])
     dataset = work.open_source()
     size, made = _sizes(args, recipe, dataset)
     work = replace(work, size=size, made=made)
@@ -160,6 +162,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     )
     ledger = Ledger(work.out if is_url(work.out) else Path(work.out))
     ledger.check(plan)
+    release_all(below=dataset.folder / "meta")  # opening some formats fetches a whole file
     return Job(
         dataset=dataset,
         copy=copy,

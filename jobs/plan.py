@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..readers.errors import SourceError
@@ -25,7 +27,10 @@ if TYPE_CHECKING:  # `status` compares no plans, and would wait for what these l
 # Bytes hashed at each end of a shard; a whole one may be gigabytes. They hold the head of the first
 # record and the checksum of the last. More would be read 20,000 times, through a network perhaps.
 _EDGE = 16 * 1024
-_WHOLE = 16 * 2**20  # other files up to this size are hashed whole
+# Other files are hashed whole, the smallest first, up to this many bytes in all, and then their
+# ends: LeRobot's videos are such files, and there may be terabytes.
+_WHOLE = 64 * 2**20
+_FILES = 10_000  # other files that are named in a plan one by one
 _LOOK = 16  # files of a shard of many whose ends are hashed
 _AT_ONCE = 32  # shards looked at at a time
 _SIZE = re.compile(r"^(\d+)x(\d+)$")
@@ -45,6 +50,8 @@ def edge_sha256(path: Path) -> str:
 def source_fingerprint(dataset: Dataset, shards: Iterable[Shard]) -> dict:
     """What the source is, by content: {"shards": {name: [bytes, hash]}, "files": {file: hash}}.
 
+    Where there are more than 10,000 other files, "files" has their folders (ending in "/") instead.
+
     Args:
         dataset: the opened source.
         shards: those that will be read.
@@ -57,8 +64,14 @@ def source_fingerprint(dataset: Dataset, shards: Iterable[Shard]) -> dict:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         marks = in_batches(pool, lambda shard: _shard_mark(dataset, root, shard), shards)
         found = dict(mark for mark in marks if mark)
-        files = dict(in_batches(pool, lambda path: _file_mark(root, path), dataset.other_files()))
-    return {"shards": found, "files": files}
+        others = list(dataset.other_files())
+        sizes = in_batches(pool, lambda path: os.stat(path).st_size, others)
+        rows = sorted(zip(sizes, others, strict=True))  # the smallest first: metadata, mostly
+        ends = itertools.accumulate(size for size, _ in rows)
+        whole = [end <= _WHOLE for end in ends]
+        marks = in_batches(pool, lambda row: _file_mark(root, *row), zip(rows, whole, strict=True))
+        files = dict(marks)
+    return {"shards": found, "files": files if len(files) <= _FILES else _by_folder(files)}
 
 
 def _shard_mark(dataset: Dataset, root: Path, shard: Shard) -> tuple[str, list] | None:
@@ -67,11 +80,11 @@ def _shard_mark(dataset: Dataset, root: Path, shard: Shard) -> tuple[str, list] 
     Raises:
         SourceError: its file is missing.
     """
-    paths = dataset.shard_files(shard)
+    paths = dataset.shard_paths(shard)
     try:
         if len(paths) == 1:
-            size = paths[0].stat().st_size
-            return paths[0].relative_to(root).as_posix(), [size, edge_sha256(paths[0])]
+            size = os.stat(paths[0]).st_size
+            return _name(root, paths[0]), [size, edge_sha256(Path(paths[0]))]
         return (f"{shard.split}/{shard.index}", _many(root, paths)) if paths else None
     except FileNotFoundError as error:
         raise SourceError(
@@ -81,26 +94,40 @@ def _shard_mark(dataset: Dataset, root: Path, shard: Shard) -> tuple[str, list] 
         ) from error
 
 
-def _file_mark(root: Path, path: Path) -> tuple[str, str]:
-    whole = path.stat().st_size <= _WHOLE
-    return path.relative_to(root).as_posix(), file_sha256(present(path)) if whole else edge_sha256(
-        path
-    )
+def _file_mark(root: Path, row: tuple[int, Path], whole: bool) -> tuple[str, str]:
+    path = row[1]
+    return _name(root, path), file_sha256(present(path)) if whole else edge_sha256(path)
 
 
-def _many(root: Path, paths: Sequence[Path]) -> list:
+def _by_folder(files: dict[str, str]) -> dict[str, str]:
+    """{folder: hash of the names and hashes of its own files}, since a plan is read by people."""
+    found: dict[str, Any] = {}
+    for name in sorted(files):
+        folder = name.rpartition("/")[0] + "/"
+        found.setdefault(folder, hashlib.sha256()).update(f"{name} {files[name]}\n".encode())
+    return {folder: digest.hexdigest() for folder, digest in found.items()}
+
+
+def _name(root: Path, path: str | Path) -> str:
+    """`path` below `root`, as relative_to, which takes a minute for a few million paths."""
+    start = f"{root}{os.sep}"
+    name = os.fspath(path)
+    return name[len(start) :] if name.startswith(start) else Path(name).relative_to(root).as_posix()
+
+
+def _many(root: Path, paths: Sequence[str]) -> list:
     """[bytes, hash] of a shard of many files: every name and size, and the ends of a few files."""
     digest, total = hashlib.sha256(), 0
     for path in paths:
         try:
-            size = path.stat().st_size
+            size = os.stat(path).st_size
         except FileNotFoundError:  # the reader names it, and the rest of the shard can be made
             size = -1
         total += max(size, 0)
-        digest.update(f"{path.relative_to(root).as_posix()} {size}\n".encode())
+        digest.update(f"{_name(root, path)} {size}\n".encode())
     for path in paths[:: max(1, len(paths) // _LOOK)]:
-        if path.is_file():
-            digest.update(edge_sha256(path).encode())
+        if os.path.isfile(path):
+            digest.update(edge_sha256(Path(path)).encode())
     return [total, digest.hexdigest()]
 
 

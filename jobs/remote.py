@@ -156,17 +156,21 @@ class Remote:
         """
         _tried(lambda: self.fs.get_file(self.path_of(name), path), url)
 
+    def error(self, error: Exception, what: str) -> OSError:
+        """What is raised for an error of the store's libraries, in words.
+
+        Args:
+            what: was tried, as in "read".
+        """
+        return _in_words(error, self.url, what)
+
     def read_range(self, name: str, start: int, end: int, url: str) -> bytes:
         """Bytes [start, end) of an object; raises as `get`."""
         return _tried(lambda: self.fs.cat_file(self.path_of(name), start=start, end=end), url)
 
 
 def _tried(call: Callable[[], _T], url: str) -> _T:
-    """What `call` gives; what the libraries raise as one of our errors.
-
-    Only what is not there is the source's fault. Rights that have run out are not: a job that runs
-    for days would give up every record from then on.
-    """
+    """What `call` gives; what the libraries raise as one of our errors."""
     try:
         return call()
     except FileNotFoundError as error:
@@ -174,18 +178,27 @@ def _tried(call: Callable[[], _T], url: str) -> _T:
             f"is not there ({_short(error)})", file=url, todo="check the bucket and the path"
         ) from None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _LOCAL:
-            raise
-        raise RemoteError(f"{url}: {'; '.join(_reason(error))}") from error
+        raise _in_words(error, url, "read") from error
 
 
-def _reason(error: Exception) -> tuple[str, str]:
-    """(what is wrong, what to do) in words."""
+def _in_words(error: Exception, url: str, what: str) -> OSError:
+    """What is raised for a store's error: the machine's fault, never the source's or a record's.
+
+    Rights that have run out are none of theirs: a job that runs for days would give up every record
+    from then on.
+    """
+    if isinstance(error, OSError) and error.errno in _LOCAL:
+        return error
+    return RemoteError(f"{url}: {'; '.join(_reason(error, what))}")
+
+
+def _reason(error: Exception, what: str) -> tuple[str, str]:
+    """(what is wrong, what to do) in words; `what` was tried: "read", "used"."""
     name = type(error).__name__
     if isinstance(error, PermissionError) or "Credential" in name or "RefreshError" in name:
-        return f"may not be read ({_short(error)})", _CREDENTIALS
+        return f"may not be {what} ({_short(error)})", _CREDENTIALS
     todo = "check the URL, the network and the endpoint (AWS_ENDPOINT_URL), then try again"
-    return f"cannot be read ({name}: {_short(error)})", todo
+    return f"cannot be {what} ({name}: {_short(error)})", todo
 
 
 def _nanoseconds(value: object) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
@@ -20,16 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..readers.errors import SourceError
 from ..writers.atomic import fsync_dir, publish, write_synced
+from .remote import Remote, is_url
 
 FOLDER = ".wristaugment"  # below OUT: the ledger
 _AT_ONCE = 16  # requests to an object store at a time
-
-
-def is_url(text: object) -> bool:
-    """Whether `text` names a place in an object store, as in "s3://bucket/data"."""
-    return "://" in str(text)
 
 
 def open_storage(out: Path | str) -> Storage:
@@ -245,17 +239,21 @@ class ObjectStorage(Storage):
             own package reads from its environment.
 
     Raises:
-        SourceError: the store's package is not installed, or the URL is of no known kind.
+        SourceError: it is no usable URL, or the store's package is not installed.
     """
 
     def __init__(self, url: str):
-        self.place = url.rstrip("/")
-        self.fs, root = file_system(self.place)
-        self.root = str(root).rstrip("/")
+        self.remote = Remote(url)
+        self.place = self.remote.url
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec file system."""
+        return self.remote.fs
 
     def key(self, name: str) -> str:
         """The full key of a name."""
-        return f"{self.root}/{name}".rstrip("/") if name else self.root
+        return self.remote.path_of(name.rstrip("/"))
 
     def read(self, name: str) -> bytes:
         return self._asked(self.fs.cat_file, self.key(name))
@@ -278,15 +276,9 @@ class ObjectStorage(Storage):
 
     def create(self, name: str, data: bytes) -> bool:
         try:
-            self.fs.pipe_file(self.key(name), data, mode="create")
+            self._asked(self.fs.pipe_file, self.key(name), data, mode="create")
         except FileExistsError:
             return False
-        except OSError as error:  # s3fs: the status 412 of a condition that does not hold
-            if "PreconditionFailed" in str(error) or "At least one of the pre-conditions" in str(
-                error
-            ):
-                return False
-            raise self._in_words(error) from error
         return True
 
     def size(self, name: str) -> int | None:
@@ -373,40 +365,7 @@ class ObjectStorage(Storage):
     def _asked(self, call: Callable, *args: Any, **how: Any) -> Any:
         try:
             return call(*args, **how)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             raise
-        except OSError as error:
-            raise self._in_words(error) from error
         except Exception as error:
-            if error.__class__.__module__.split(".")[0] in ("botocore", "aiobotocore", "gcsfs"):
-                raise self._in_words(error) from error
-            raise
-
-    def _in_words(self, error: Exception) -> OSError:
-        """The error with the place in it, and a number that tells a lack of rights."""
-        code = getattr(error, "errno", None) or errno.EIO
-        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-            code = errno.EACCES
-        return OSError(code, f"{type(error).__name__}: {error}", self.place)
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """(the fsspec file system, the path in it) of a URL. Listings are not cached: others write too.
-
-    Raises:
-        SourceError: fsspec does not know the kind of URL, or its package is not installed.
-    """
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except ImportError as error:
-        raise SourceError(
-            f"needs a package that is not installed ({error})",
-            file=url,
-            todo="pip install 'wristaugment[remote]' (s3fs for s3://, gcsfs for gs://)",
-        ) from error
-    except ValueError as error:
-        raise SourceError(
-            f"is of no kind that is known ({error})", file=url, todo="give a path, s3:// or gs://"
-        ) from error
+            raise self.remote.error(error, "used") from error

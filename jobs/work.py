@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -19,7 +21,8 @@ from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from ..readers.frames import Frames
 from .failures import is_disk, is_out_of_memory
-from .storage import FolderStorage, Storage, is_url, open_storage
+from .remote import is_url
+from .storage import FolderStorage, Storage, open_storage
 
 _EARLY = 256 << 20  # bytes of pictures of an episode that are decoded ahead; more stay on the disk
 
@@ -30,6 +33,8 @@ class Work:
 
     Attributes:
         data_dir, out: paths, or URLs of an object store.
+        data_key: what `mirror.pinned` says of data_dir where it is a URL, so that all actors read
+            what was there when the job was planned.
         size: (height, width) of the new stream. made: at which the recipe makes it; frames are
             resized where the two differ.
         settings: of the recipe, as in --set. device: "cpu" or "cuda".
@@ -53,17 +58,20 @@ class Work:
     seed: int
     replace: bool
     description: str
+    data_key: str | None = None
 
     def open_source(self):
         """The dataset, opened by path; one in an object store, through its mirror here."""
         from ..readers import open_dataset
         from .mirror import localise
 
-        return open_dataset(localise(self.data_dir), self.dataset, anchor_keys=self.anchor_keys)
+        path = localise(self.data_dir, key=self.data_key)
+        return open_dataset(path, self.dataset, anchor_keys=self.anchor_keys)
 
     def open_copy(self, dataset):
         """The writer of the copy; opening it writes nothing."""
         from ..writers.formats import open_copy
+        from .mirror import scratch_folder
 
         # A copy in an object store is staged elsewhere: no file of it will ever lie at this path.
         out = Path(self.out) if not is_url(self.out) else scratch_folder() / "no-copy"
@@ -136,11 +144,6 @@ class Work:
         return stream
 
 
-def scratch_folder() -> Path:
-    """Where this machine keeps what is on its way to or from an object store."""
-    return Path(os.environ.get("WRISTAUGMENT_SCRATCH") or tempfile.gettempdir())
-
-
 @contextlib.contextmanager
 def staging_folder(store: Storage, staged: str) -> Iterator[Path]:
     """The empty folder of this machine in which an attempt's files are made.
@@ -152,9 +155,25 @@ def staging_folder(store: Storage, staged: str) -> Iterator[Path]:
         path.mkdir()
         yield path
         return
-    scratch_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="wristaugment-", dir=scratch_folder()) as folder:
+    from .mirror import scratch_folder
+
+    scratch = scratch_folder()
+    for path in scratch.glob("shard-*"):  # of processes that were killed
+        with contextlib.suppress(OSError), _held(path):
+            shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="shard-", dir=scratch) as folder, _held(Path(folder)):
         yield Path(folder)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder of scratch space for as long as this process lives; OSError if another does."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 @dataclasses.dataclass

@@ -215,6 +215,10 @@ class CalvinDataset(Dataset):
         place = self.places[shard.split]
         return [place.path(number) for number in place.frames(shard.index).tolist()]
 
+    def shard_paths(self, shard: Shard) -> list[str]:
+        place = self.places[shard.split]
+        return [place.fast_path(number) for number in place.frames(shard.index).tolist()]
+
     def files(self) -> Iterator[Path]:
         return self._walk(self.folder, frames=True)
 

@@ -178,6 +178,10 @@ class Dataset(abc.ABC):
     def shard_files(self, shard: Shard) -> list[Path]:
         """The files that hold a shard's records and that a writer may have to change."""
 
+    def shard_paths(self, shard: Shard) -> list[str]:
+        """As `shard_files`, as text."""
+        return [os.fspath(path) for path in self.shard_files(shard)]
+
     def files(self) -> Iterator[Path]:
         """Every file of the dataset, sorted."""
         if not self.folder.is_dir():
@@ -188,10 +192,10 @@ class Dataset(abc.ABC):
     def other_files(self) -> Iterator[Path]:
         """Files that are in no shard, sorted: metadata, and whatever else lies there."""
         own = {
-            os.fspath(path)
+            path
             for split in self.splits
             for shard in split.shards
-            for path in self.shard_files(shard)
+            for path in self.shard_paths(shard)
         }
         if not self.folder.is_dir():
             return (path for path in self.files() if os.fspath(path) not in own)

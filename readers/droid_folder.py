@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def recognise(path: Path) -> bool:
             below = []
             with os.scandir(folders.pop()) as entries:
                 names = []
-                for entry in entries:
+                for entry in islice(entries, _LOOK // 4):  # a folder may have every episode
                     names.append(entry.name)
                     if entry.is_dir(follow_symlinks=False):
                         below.append(Path(entry.path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,8 @@ def has_datasets(folder: Path) -> bool:
 def _folders(folder: Path) -> list[Path]:
     """The folders in a folder; none where it may not be read (a lost+found beside the data)."""
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
+        with os.scandir(folder) as entries:  # no stat of a file: there may be a million of CALVIN's
+            return [folder / name for name in sorted(e.name for e in entries if e.is_dir())]
     except OSError:
         return []
 

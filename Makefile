@@ -58,8 +58,13 @@ peers: $(PEERS:%=.venv-%/.ready) .venv-rlds018/.ready
 	  > $$(.venv-$*/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")/main.pth)
 	touch $@
 
+# What is bound by one core goes two files at a time, a thread each; what starts clusters or measures
+# time has the machine for itself.
+ALONE := tests/jobs tests/benchmarks
+
 test: install-test $(PEERS:%=.venv-%/.ready)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest $(ALONE)
 
 lint: install-test
 	$(BIN)/ruff check .

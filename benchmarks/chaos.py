@@ -24,12 +24,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from chaos_scenarios import kills
+from chaos_scenarios import actors, kills
 from chaos_scenarios.kit import Lab, Skipped
 
 SCENARIOS: dict[str, Callable[[Lab], dict]] = {
     "driver-killed-at-points": kills.at_points,
     "driver-killed-at-random": kills.at_random,
+    "actors-killed": actors.killed_every_few_seconds,
+    "killed-at-one-record": actors.killed_at_one_record,
+    "node-removed": actors.node_removed,
+    "segfault": actors.segfault,
+    "any-number-and-order": actors.any_number_and_order,
 }
 
 

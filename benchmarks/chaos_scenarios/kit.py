@@ -122,18 +122,27 @@ class Lab:
             )
         return Run(process, said)
 
-    def job(self, args: list[str], faults: dict | None = None, *, crash: str = "") -> Run:
+    def job(
+        self,
+        args: list[str],
+        faults: dict | None = None,
+        *,
+        crash: str = "",
+        env: dict[str, str] | None = None,
+    ) -> Run:
         """Start a job; without faults it is the plain command line.
 
         Args:
             args: of `wristaugment`.
             faults: see job.py.
             crash: a point of the commit path at which the driver kills itself.
+            env: more of the environment.
         """
         program = ["-m", "wristaugment"]
         if faults is not None:
             program = ["-P", str(_JOB), json.dumps(faults)]
-        return self.start([sys.executable, *program, *args], WRISTAUGMENT_CRASH_AT=crash)
+        more = {"WRISTAUGMENT_CRASH_AT": crash, **(env or {})}
+        return self.start([sys.executable, *program, *args], **more)
 
     def done(self, args: list[str], faults: dict | None = None, *, code: int = 0) -> Run:
         """Run a job to its end.
@@ -311,3 +320,27 @@ class Expected:
         """Of `look` what is not zero."""
         return {key: value for key, value in self.look(out).items() if value}
 
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An episode that an actor has begun: when (monotonic clock), in which process, which one."""
+
+    time: float
+    pid: int
+    place: str
+
+
+def begun(log: Path) -> list[Begun]:
+    """The episodes that were begun, in order, from what job.py writes to its log."""
+    try:
+        lines = log.read_text().split("\n")[:-1]  # behind the last line break nothing is whole
+    except FileNotFoundError:
+        return []
+    rows = (line.split() for line in lines)
+    return [Begun(float(when), int(pid), place) for when, pid, place in rows]
+
+
+def manifest(out: Path) -> dict:
+    """The manifest of a finished job."""
+    return json.loads((out / ".wristaugment" / "manifest.json").read_text())

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from chaos_scenarios import actors, kills
+from chaos_scenarios import actors, disks, hangs, kills, leases
 from chaos_scenarios.kit import Lab, Skipped
 
 SCENARIOS: dict[str, Callable[[Lab], dict]] = {
@@ -35,6 +35,11 @@ SCENARIOS: dict[str, Callable[[Lab], dict]] = {
     "node-removed": actors.node_removed,
     "segfault": actors.segfault,
     "any-number-and-order": actors.any_number_and_order,
+    "stopped-actor": leases.stopped_actor,
+    "two-drivers": leases.two_drivers,
+    "disk-full": disks.disk_full,
+    "file-limit": disks.file_limit,
+    "hung-records": hangs.hung_records,
 }
 
 

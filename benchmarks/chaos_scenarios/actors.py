@@ -53,7 +53,7 @@ def killed_every_few_seconds(lab: Lab) -> dict:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rng.choice(found), signal.SIGKILL)
                     kills += 1
-        _finished(run, out, expected, totals)
+        finished(run, out, expected, totals)
     return {
         "ok": not bad(totals) and not totals["quarantined"] and kills >= 5,
         "kills": kills,
@@ -81,7 +81,7 @@ def killed_at_one_record(lab: Lab) -> dict:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
         time.sleep(0.01)
-    _finished(run, out, expected, totals)
+    finished(run, out, expected, totals)
     return {
         "ok": not bad(totals) and not totals["quarantined"] and len(killed) == wanted,
         "kills_at_the_record": len(killed),
@@ -118,7 +118,7 @@ def node_removed(lab: Lab) -> dict:
             cluster.process.stdin.write(b"remove\n")
             cluster.process.stdin.flush()
             wait_for(lambda: "removed" in cluster.text(), "the node's removal", run=cluster)
-            _finished(run, out, expected, totals)
+            finished(run, out, expected, totals)
             seconds.append(round(time.monotonic() - gone, 1))
     return {
         "ok": not bad(totals) and not totals["quarantined"] and lost == 2 * turns,
@@ -192,7 +192,7 @@ def any_number_and_order(lab: Lab) -> dict:
         out, log = lab.place("out"), lab.place("log")
         args = expected.source.args(out, "--num-actors", "8")
         run = lab.job(args, {"jitter": 0.4, "log": str(log)})
-        _finished(run, out, expected, totals)
+        finished(run, out, expected, totals)
         rows = begun(log)
         orders.add(tuple(row.place for row in rows))
         totals["most actors"] = max(totals["most actors"], len({row.pid for row in rows}))
@@ -206,7 +206,7 @@ def any_number_and_order(lab: Lab) -> dict:
     }
 
 
-def _finished(run: Run, out: Path, expected: Expected, totals: Counter[str]) -> None:
+def finished(run: Run, out: Path, expected: Expected, totals: Counter[str]) -> None:
     """Wait for the end of a job that must have made everything, and note what it left."""
     code = run.wait()
     if code == 3:

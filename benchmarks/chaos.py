@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from chaos_scenarios import actors, disks, hangs, kills, leases
+from chaos_scenarios import actors, borrowed, disks, hangs, kills, leases, pace, remote
 from chaos_scenarios.kit import Lab, Skipped
 
 SCENARIOS: dict[str, Callable[[Lab], dict]] = {
@@ -40,6 +40,10 @@ SCENARIOS: dict[str, Callable[[Lab], dict]] = {
     "disk-full": disks.disk_full,
     "file-limit": disks.file_limit,
     "hung-records": hangs.hung_records,
+    "damage": borrowed.damage,
+    "million": borrowed.million,
+    "ten-thousand": pace.ten_thousand,
+    "through-s3": remote.through_s3,
 }
 
 

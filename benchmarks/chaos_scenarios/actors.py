@@ -1,4 +1,4 @@
-"""Harm to actors: killed every few seconds or always at one record, a node gone, segfaults, order."""
+"""Harm to actors: killed every few seconds, killed at one record, a node gone, segfaults, order."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from .kills import bad, figures, note
 from .kit import (
     Expected,
     Lab,
@@ -29,7 +30,6 @@ from .kit import (
     tree_sha256,
     wait_for,
 )
-from .kills import bad, figures, note
 from .source import episodes_of, name
 
 _CLUSTER = Path(__file__).with_name("cluster.py")
@@ -41,26 +41,28 @@ def killed_every_few_seconds(lab: Lab) -> dict:
     rng = random.Random(2)
     expected = Expected.of(lab, lab.source(8, 15))
     totals: Counter[str] = Counter()
-    kills = 0
     for _ in range(1 if lab.quick else 4):
-        out = lab.place("out")
-        args = expected.source.args(out, "--num-actors", "2")
-        run = lab.job(args, {"sleep": 0.25})
-        wait_for(lambda: actors(run.process.pid), "an actor", run=run)
-        while not run.ended:
-            _wait(run, rng.uniform(1, 3))
-            if found := actors(run.process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rng.choice(found), signal.SIGKILL)
-                    kills += 1
-        finished(run, out, expected, totals)
+        _kill_all_the_time(lab, expected, rng, totals)
     return {
-        "ok": not bad(totals) and not totals["quarantined"] and kills >= 5,
-        "kills": kills,
+        "ok": not bad(totals) and not totals["quarantined"] and totals["kills"] >= 5,
+        "kills": totals["kills"],
         "quarantined": totals["quarantined"],
         **figures(totals),
         "tree_sha256": tree_sha256(expected.whole),
     }
+
+
+def _kill_all_the_time(lab: Lab, expected: Expected, rng, totals: Counter[str]) -> None:
+    out = lab.place("out")
+    run = lab.job(expected.source.args(out, "--num-actors", "2"), {"sleep": 0.25})
+    wait_for(lambda: actors(run.process.pid), "an actor", run=run)
+    while not run.ended:
+        _wait(run, rng.uniform(1, 3))
+        if found := actors(run.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(found), signal.SIGKILL)
+                totals["kills"] += 1
+    finished(run, out, expected, totals)
 
 
 def killed_at_one_record(lab: Lab) -> dict:
@@ -103,31 +105,35 @@ def node_removed(lab: Lab) -> dict:
     """A cluster of two nodes loses one, with two of the job's three actors, in the middle."""
     expected = Expected.of(lab, lab.source(12, 5))
     totals: Counter[str] = Counter()
-    turns, lost, seconds = 1 if lab.quick else 3, 0, []
-    for turn in range(turns):
-        with two_nodes(lab, 1, 2) as (cluster, address, other):
-            out, log = lab.place("out"), lab.place("log")
-            args = expected.source.args(out, "--num-actors", "3", "--address", address)
-            run = lab.job(args, {"sleep": 0.2, "log": str(log)}, env=LOCAL_ONLY)
-            there = lambda: [p for p in _pids(log) if set(ancestors(p)) & set(other)]
-            wait_for(lambda: len(there()) == 2, "two actors on the other node", run=run)
-            wait_for(lambda n=turn + 1: published(out) >= n, "a shard", run=run)
-            lost += len(there())
-            gone = time.monotonic()
-            assert cluster.process.stdin is not None
-            cluster.process.stdin.write(b"remove\n")
-            cluster.process.stdin.flush()
-            wait_for(lambda: "removed" in cluster.text(), "the node's removal", run=cluster)
-            finished(run, out, expected, totals)
-            seconds.append(round(time.monotonic() - gone, 1))
+    turns = 1 if lab.quick else 3
+    seconds = [_lose_a_node(lab, expected, turn + 1, totals) for turn in range(turns)]
     return {
-        "ok": not bad(totals) and not totals["quarantined"] and lost == 2 * turns,
+        "ok": not bad(totals) and not totals["quarantined"] and totals["lost actors"] == 2 * turns,
         "nodes_removed": turns,
-        "actors_lost_with_them": lost,
+        "actors_lost_with_them": totals["lost actors"],
         "seconds_from_there_to_the_end": seconds,
         "quarantined": totals["quarantined"],
         **figures(totals),
     }
+
+
+def _lose_a_node(lab: Lab, expected: Expected, shards: int, totals: Counter[str]) -> float:
+    """Remove a node once so many shards are there; returns the seconds from then to the end."""
+    with two_nodes(lab, 1, 2) as (cluster, address, other):
+        out, log = lab.place("out"), lab.place("log")
+        args = expected.source.args(out, "--num-actors", "3", "--address", address)
+        run = lab.job(args, {"sleep": 0.2, "log": str(log)}, env=LOCAL_ONLY)
+        there = lambda: [p for p in _pids(log) if set(ancestors(p)) & set(other)]
+        wait_for(lambda: len(there()) == 2, "two actors on the other node", run=run)
+        wait_for(lambda: published(out) >= shards, "a shard", run=run)
+        totals["lost actors"] += len(there())
+        gone = time.monotonic()
+        assert cluster.process.stdin is not None
+        cluster.process.stdin.write(b"remove\n")
+        cluster.process.stdin.flush()
+        wait_for(lambda: "removed" in cluster.text(), "the node's removal", run=cluster)
+        finished(run, out, expected, totals)
+        return round(time.monotonic() - gone, 1)
 
 
 def _pids(log: Path) -> set[int]:

@@ -134,4 +134,3 @@ def _limited(lab: Lab, expected: Expected, ray: bool, limit: int, totals: Counte
     totals["corrupt"] += corrupt(expected, out)
     lab.done(args, {"ray": ray})
     note(expected, out, totals)
-

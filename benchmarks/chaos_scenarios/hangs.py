@@ -1,4 +1,4 @@
-"""Records that hang: asleep, and busy in C with the GIL held, where no Python can interrupt them."""
+"""Records that hang: asleep, and busy in C with the GIL held, which no Python can interrupt."""
 
 from __future__ import annotations
 

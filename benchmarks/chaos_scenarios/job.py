@@ -6,8 +6,8 @@ FAULTS is JSON; everything in it may be left out:
 
     sleep     seconds that each episode takes; the model sleeps instead of computing
     jitter    up to so many seconds more, drawn anew each time
-    at        {"SHARD/RECORD": "segfault", "abort", "sleep" or "busy"}: what happens there. "busy" is
-              a call in C that never returns and holds the GIL
+    at        {"SHARD/RECORD": "segfault", "abort", "sleep" or "busy"}: what happens there. "busy"
+              is a call in C that never returns and holds the GIL
     log       a file that gets a line "SECONDS PID SHARD/RECORD" as an episode begins, by the
               machine's monotonic clock
     ray       false: shards are made in this process, as an actor would, without the seconds that a

@@ -321,7 +321,6 @@ class Expected:
         return {key: value for key, value in self.look(out).items() if value}
 
 
-
 @dataclass(frozen=True)
 class Begun:
     """An episode that an actor has begun: when (monotonic clock), in which process, which one."""

@@ -1,4 +1,4 @@
-"""Two that believe that a shard, or an --out, is theirs: a stopped actor comes back, two drivers."""
+"""Two that believe a shard or an --out is theirs: a stopped actor comes back; two drivers."""
 
 from __future__ import annotations
 

@@ -37,32 +37,43 @@ LOCAL_ONLY = {"RAY_AUTH_MODE": "disabled"}  # a cluster of this machine alone as
 
 
 def killed_every_few_seconds(lab: Lab) -> dict:
-    """One of two actors is killed every one to three seconds until the job is done."""
+    """One of two actors is killed every few seconds until the job is done.
+
+    A few are one to two times what an actor takes to start here, so that on a busy machine, too,
+    actors do get to work between kills.
+    """
     rng = random.Random(2)
     expected = Expected.of(lab, lab.source(8, 15))
     totals: Counter[str] = Counter()
-    for _ in range(1 if lab.quick else 4):
-        _kill_all_the_time(lab, expected, rng, totals)
+    pauses = [_kill_all_the_time(lab, expected, rng, totals) for _ in range(1 if lab.quick else 4)]
     return {
         "ok": not bad(totals) and not totals["quarantined"] and totals["kills"] >= 5,
         "kills": totals["kills"],
+        "seconds_between_them": pauses,
         "quarantined": totals["quarantined"],
         **figures(totals),
         "tree_sha256": tree_sha256(expected.whole),
     }
 
 
-def _kill_all_the_time(lab: Lab, expected: Expected, rng, totals: Counter[str]) -> None:
-    out = lab.place("out")
-    run = lab.job(expected.source.args(out, "--num-actors", "2"), {"sleep": 0.25})
+def _kill_all_the_time(lab: Lab, expected: Expected, rng, totals: Counter[str]) -> float:
+    """Kill actors of one job until it has ended; returns the mean seconds between kills."""
+    out, log = lab.place("out"), lab.place("log")
+    faults = {"sleep": 0.25, "log": str(log)}
+    run = lab.job(expected.source.args(out, "--num-actors", "2"), faults)
     wait_for(lambda: actors(run.process.pid), "an actor", run=run)
+    start = time.monotonic()
+    wait_for(lambda: begun(log), "a first episode", run=run)
+    pause = max(1.0, time.monotonic() - start)
+    began, before = time.monotonic(), totals["kills"]
     while not run.ended:
-        _wait(run, rng.uniform(1, 3))
+        _wait(run, pause * rng.uniform(1, 2))
         if found := actors(run.process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rng.choice(found), signal.SIGKILL)
                 totals["kills"] += 1
     finished(run, out, expected, totals)
+    return round((time.monotonic() - began) / max(1, totals["kills"] - before), 1)
 
 
 def killed_at_one_record(lab: Lab) -> dict:

@@ -24,8 +24,9 @@ from types import SimpleNamespace
 
 from wristaugment.jobs import cli
 from wristaugment.jobs import job as jobs
-from wristaugment.jobs.actor import ShardActor, Work
+from wristaugment.jobs.actor import ShardActor
 from wristaugment.jobs.output import DiskError
+from wristaugment.jobs.work import Work
 
 FAULTS: dict = json.loads(sys.argv[1])
 
@@ -78,14 +79,13 @@ def made_here(job, args, pending, resumed, say):
     """What `jobs.run` has actors do, done in this process: same actor object, same ledger."""
     actor = ShardActor(job.work)
     for task in pending:
-        staged = job.ledger.stage("shard")
+        staged = job.ledger.grant(task.split, task.index)
         streams = job.ledger.streams(task.split, task.index)
-        names = (str(staged), f"{staged}.count", str(streams))
-        outcome = actor.make_shard(task.split, task.index, *names)
+        outcome = actor.make_shard(task.split, task.index, staged, streams)
         if outcome.kind == "disk":
             raise DiskError(outcome.text)
         assert outcome.kind == "done", outcome
-        job.ledger.publish(task.split, task.index, staged, job.copy.folder, outcome.entry)
+        job.ledger.publish(task.split, task.index, staged, job.plan["place"], outcome.entry)
         yield task, outcome.entry
 
 

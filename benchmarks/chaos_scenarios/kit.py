@@ -254,7 +254,7 @@ def published(out: Path) -> int:
 
 def staged(out: Path) -> bool:
     """Whether an actor is at a shard."""
-    return any((out / ".wristaugment" / "staging").glob("*/*.count"))
+    return any((out / ".wristaugment" / "staging").glob("*/*.board"))
 
 
 def complete(out: Path) -> bool:

@@ -80,27 +80,32 @@ def killed_at_one_record(lab: Lab) -> dict:
     """By bad luck the actor is killed five times just when it is at one and the same record."""
     expected = Expected.of(lab, lab.source(3, 5))
     totals: Counter[str] = Counter()
+    hit_again(lab, expected, "1/2", 5, totals)
+    return {
+        "ok": not bad(totals) and not totals["quarantined"] and totals["kills"] == 5,
+        "kills_at_the_record": totals["kills"],
+        "quarantined": totals["quarantined"],
+        **figures(totals),
+    }
+
+
+def hit_again(lab: Lab, expected: Expected, place: str, times: int, totals: Counter[str]) -> None:
+    """Kill whichever actor is at the record `place`, so many times in one job."""
     out, log = lab.place("out"), lab.place("log")
-    place, wanted = "1/2", 5
     args = expected.source.args(out, "--num-actors", "2")
     run = lab.job(args, {"sleep": 0.6, "log": str(log)})
-    killed: list[int] = []
-    while not run.ended and len(killed) < wanted:
+    killed: set[int] = set()
+    while not run.ended and len(killed) < times:
         for row in begun(log):
             # Where a process of its own tries the record, it is that one's actor that is hit.
             pid = _actor_of(row.pid) if row.place == place and alive(row.pid) else 0
             if pid and pid not in killed:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
+                    killed.add(pid)
         time.sleep(0.01)
+    totals["kills"] += len(killed)
     finished(run, out, expected, totals)
-    return {
-        "ok": not bad(totals) and not totals["quarantined"] and len(killed) == wanted,
-        "kills_at_the_record": len(killed),
-        "quarantined": totals["quarantined"],
-        **figures(totals),
-    }
 
 
 def _actor_of(pid: int) -> int:
@@ -204,15 +209,7 @@ def any_number_and_order(lab: Lab) -> dict:
     """One actor against eight that finish in another order each time."""
     expected = Expected.of(lab, lab.source(16, 4))
     totals: Counter[str] = Counter()
-    orders = set()
-    for _ in range(2 if lab.quick else 8):
-        out, log = lab.place("out"), lab.place("log")
-        args = expected.source.args(out, "--num-actors", "8")
-        run = lab.job(args, {"jitter": 0.4, "log": str(log)})
-        finished(run, out, expected, totals)
-        rows = begun(log)
-        orders.add(tuple(row.place for row in rows))
-        totals["most actors"] = max(totals["most actors"], len({row.pid for row in rows}))
+    orders = {in_any_order(lab, expected, 8, totals) for _ in range(2 if lab.quick else 8)}
     return {
         "ok": not bad(totals) and totals["most actors"] == 8 and len(orders) == totals["trees"],
         "trees": totals["trees"],
@@ -223,8 +220,23 @@ def any_number_and_order(lab: Lab) -> dict:
     }
 
 
+def in_any_order(lab: Lab, expected: Expected, count: int, totals: Counter[str]) -> tuple[str, ...]:
+    """A job with so many actors, whose episodes take as long as chance has it; their order."""
+    out, log = lab.place("out"), lab.place("log")
+    args = expected.source.args(out, "--num-actors", str(count))
+    run = lab.job(args, {"jitter": 0.4, "log": str(log)})
+    finished(run, out, expected, totals)
+    rows = begun(log)
+    totals["most actors"] = max(totals["most actors"], len({row.pid for row in rows}))
+    return tuple(row.place for row in rows)
+
+
 def finished(run: Run, out: Path, expected: Expected, totals: Counter[str]) -> None:
-    """Wait for the end of a job that must have made everything, and note what it left."""
+    """Wait for the end of a job that must have made everything, and note what it left.
+
+    Raises:
+        Stuck: it ended with another exit code than 0 or 3, or not at all.
+    """
     code = run.wait()
     if code == 3:
         totals["quarantined"] += len(manifest(out)["bad"])

@@ -31,11 +31,11 @@ def disk_full(lab: Lab) -> dict:
     sizes = [(True, needed * (n + 1) // (with_ray + 1)) for n in range(with_ray)]
     sizes += [(False, 8192 + needed * n // without) for n in range(without)]
     for ray, size in sizes:
-        _fill(lab, expected, ray, f"size={size}", totals)
+        fill(lab, expected, ray, f"size={size}", totals)
     entries = sum(1 for _ in whole.rglob("*")) + 1
     for n in range(inodes):
         few = 3 + (entries - 3) * n // inodes
-        _fill(lab, expected, False, f"size=1g,nr_inodes={few}", totals)
+        fill(lab, expected, False, f"size=1g,nr_inodes={few}", totals)
     return {
         "ok": not bad(totals) and not totals["corrupt"] and totals["exit 4"] >= with_ray + without,
         "disks_that_were_full": totals["exit 4"],
@@ -47,8 +47,12 @@ def disk_full(lab: Lab) -> dict:
     }
 
 
-def _fill(lab: Lab, expected: Expected, ray: bool, limit: str, totals: Counter[str]) -> None:
-    """One job on a disk that is too small, and again when it is larger."""
+def fill(lab: Lab, expected: Expected, ray: bool, limit: str, totals: Counter[str]) -> None:
+    """One job on a disk that is too small, and again when it is larger.
+
+    Args:
+        limit: of the tmpfs, as mount knows it. totals: what is found is added to.
+    """
     with tmpfs(lab, limit) as disk:
         out = disk / "out"
         args = expected.source.args(out, "--num-actors", "2")
@@ -111,12 +115,12 @@ def file_limit(lab: Lab) -> dict:
     """
     totals: Counter[str] = Counter()
     large = Expected.of(lab, lab.source(3, 2, ballast={1: 260_000_000}))
-    _limited(lab, large, True, 200_000_000, totals)
+    limited(lab, large, True, 200_000_000, totals)
     source = lab.source(6, 3, ballast=dict.fromkeys(range(6), _BALLAST))
     expected = Expected.of(lab, source)
     turns = 10 if lab.quick else 60
     for n in range(turns):
-        _limited(lab, expected, False, 100 + _BALLAST * n // turns, totals)
+        limited(lab, expected, False, 100 + _BALLAST * n // turns, totals)
     return {
         "ok": not bad(totals) and not totals["corrupt"] and totals["exit 4"] == turns + 1,
         "limits_that_were_met": totals["exit 4"],
@@ -126,7 +130,8 @@ def file_limit(lab: Lab) -> dict:
     }
 
 
-def _limited(lab: Lab, expected: Expected, ray: bool, limit: int, totals: Counter[str]) -> None:
+def limited(lab: Lab, expected: Expected, ray: bool, limit: int, totals: Counter[str]) -> None:
+    """One job whose files may have so many bytes, and again where they may have more."""
     out = lab.place("out")
     args = expected.source.args(out, "--num-actors", "2")
     code = _refused(lab.job(args, {"ray": ray, "file_limit": limit}), totals)

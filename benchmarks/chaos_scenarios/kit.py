@@ -288,10 +288,10 @@ class Expected:
     whole: dict[str, str]
 
     @classmethod
-    def of(cls, lab: Lab, source: Source, *more: str) -> Expected:
-        """From a job with one actor and the plain command line, to which nothing happens."""
+    def of(cls, lab: Lab, source: Source, *, ray: bool = True) -> Expected:
+        """From a job with one actor, to which nothing happens: the plain command line with Ray."""
         out = lab.place("whole")
-        lab.done(source.args(out, "--num-actors", "1", *more))
+        lab.done(source.args(out, "--num-actors", "1"), None if ray else {"ray": False})
         expected = cls(source, tree(out))
         if wrong := expected.wrong(out):
             raise Stuck(f"an uninterrupted job is wrong already: {wrong}")

@@ -38,7 +38,7 @@ def stopped_actor(lab: Lab) -> dict:
     """
     expected = Expected.of(lab, lab.source(8, 5))
     totals: Counter[str] = Counter()
-    _one_actor(lab, expected, totals)
+    one_actor(lab, expected, totals)
     for after in (False,) if lab.quick else (False, True, False, True):
         _whole_node(lab, expected, totals, after=after)
     return {
@@ -52,7 +52,8 @@ def stopped_actor(lab: Lab) -> dict:
     }
 
 
-def _one_actor(lab: Lab, expected: Expected, totals: Counter[str]) -> None:
+def one_actor(lab: Lab, expected: Expected, totals: Counter[str]) -> None:
+    """Stop one of two actors past its lease, until its shard is made by another."""
     out, log = lab.place("out"), lab.place("log")
     args = expected.source.args(out, "--num-actors", "2", "--lease", f"{_LEASE:g}")
     run = lab.job(args, {"sleep": 0.5, "log": str(log)})

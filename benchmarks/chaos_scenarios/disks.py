@@ -12,7 +12,8 @@ from .kills import bad, figures, note
 from .kit import Expected, Lab, Run, Skipped, Stuck, tree, tree_sha256
 
 _BALLAST = 500_000  # bytes a shard, so that a disk fills up in the middle of a file
-_PRIVATE = (".wristaugment/staging", ".wristaugment/streams")  # nobody reads these as results
+# Nobody takes these for results.
+_PRIVATE = (".wristaugment/staging", ".wristaugment/streams", ".wristaugment/lock")
 
 
 def disk_full(lab: Lab) -> dict:

@@ -209,7 +209,7 @@ def any_number_and_order(lab: Lab) -> dict:
     """One actor against eight that finish in another order each time."""
     expected = Expected.of(lab, lab.source(16, 4))
     totals: Counter[str] = Counter()
-    orders = {in_any_order(lab, expected, 8, totals) for _ in range(2 if lab.quick else 8)}
+    orders = {in_any_order(lab, expected, 8, totals) for _ in range(1 if lab.quick else 8)}
     return {
         "ok": not bad(totals) and totals["most actors"] == 8 and len(orders) == totals["trees"],
         "trees": totals["trees"],

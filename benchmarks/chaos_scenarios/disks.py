@@ -28,7 +28,7 @@ def disk_full(lab: Lab) -> dict:
     lab.done(source.args(whole), {"ray": False})
     needed = sum(path.stat().st_blocks * 512 for path in whole.rglob("*") if path.is_file())
     totals: Counter[str] = Counter()
-    with_ray, without, inodes = (2, 10, 3) if lab.quick else (8, 60, 20)
+    with_ray, without, inodes = (1, 8, 2) if lab.quick else (8, 60, 20)
     sizes = [(True, needed * (n + 1) // (with_ray + 1)) for n in range(with_ray)]
     sizes += [(False, 8192 + needed * n // without) for n in range(without)]
     for ray, size in sizes:
@@ -115,11 +115,11 @@ def file_limit(lab: Lab) -> dict:
     With Ray, whose own files must fit, one shard is larger than all of them.
     """
     totals: Counter[str] = Counter()
-    large = Expected.of(lab, lab.source(3, 2, ballast={1: 260_000_000}))
-    limited(lab, large, True, 200_000_000, totals)
+    large = Expected.of(lab, lab.source(3, 2, ballast={1: 150_000_000}))
+    limited(lab, large, True, 130_000_000, totals)
     source = lab.source(6, 3, ballast=dict.fromkeys(range(6), _BALLAST))
     expected = Expected.of(lab, source)
-    turns = 10 if lab.quick else 60
+    turns = 6 if lab.quick else 60
     for n in range(turns):
         limited(lab, expected, False, 100 + _BALLAST * n // turns, totals)
     return {

@@ -128,7 +128,9 @@ def test_a_scenario_that_breaks_or_lacks_its_means_is_a_result(chaos, monkeypatc
 
 def test_a_scenario_runs_as_a_script(tmp_path):
     line = [sys.executable, FOLDER / "chaos.py", "--quick", "--only", "damage", "--json", "-"]
-    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "TMPDIR": "/tmp"})
+    done = subprocess.run(
+        line, capture_output=True, text=True, env={**os.environ, "TMPDIR": "/tmp"}
+    )
     found = json.loads(done.stdout)["damage"]
     assert done.returncode == 0 and found["ok"] and found["missed"] == 0, done.stderr
     assert found["flips"] + found["truncations"] >= 110

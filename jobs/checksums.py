@@ -31,7 +31,9 @@ from .storage import FOLDER, Storage
 NAME = f"{FOLDER}/checksums.json"
 PLAN, MANIFEST, LOCK = (f"{FOLDER}/{name}" for name in ("plan.json", "manifest.json", "lock"))
 RECORDS = f"{FOLDER}/shards/"
-_UNDER_WAY = (f"{FOLDER}/staging/", f"{FOLDER}/streams/")  # of a job that is not finished
+_UNDER_WAY = tuple(
+    f"{FOLDER}/{name}/" for name in ("staging", "streams", "leases")
+)  # of a job that is not finished
 _AT_ONCE = 16  # files hashed at a time; some wait for the disk while others are computed
 _BATCH, _BATCH_BYTES = 64, 16 * 2**20  # small files are handed to a thread together
 _HEX = frozenset("0123456789abcdef")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import socket
+import threading
+import time
 
 from ..readers.errors import SourceError
 from .failures import ATTEMPTS
 from .interrupt import check
-from .output import JobError
+from .output import INTERNAL, JobError
 
+_ASK, _SILENT = 10.0, 20.0  # seconds between questions, and for the answer
 _LOCAL_STORE = 100 * 2**20  # bytes; names and small results are all that goes through it
 
 
@@ -54,6 +58,8 @@ class Cluster:
         import ray
 
         self.ray = ray
+        self._asked = time.monotonic()
+        self._asking: threading.Thread | None = None
         quiet = {"logging_level": "ERROR", "log_to_driver": False}
         if address:
             try:
@@ -92,6 +98,31 @@ class Cluster:
 
     def __exit__(self, *_) -> None:
         self.ray.shutdown()
+
+    def check(self) -> None:
+        """Ask, now and then and without waiting, whether the cluster still answers.
+
+        Ray itself would wait for a minute and then end the process, without a word of ours.
+
+        Raises:
+            JobError: it has not answered for long.
+        """
+        now = time.monotonic()
+        if self._asking is None or not self._asking.is_alive():
+            if now - self._asked > _ASK:
+                self._asked = now
+                self._asking = threading.Thread(target=self._ask, daemon=True)
+                self._asking.start()
+        elif now - self._asked > _SILENT:
+            threading.Timer(_SILENT, os._exit, (INTERNAL,)).start()  # ending may hang as well
+            raise JobError(
+                f"the Ray cluster has not answered for {_SILENT:g} s (its head is gone); what is "
+                "done is kept"
+            )
+
+    def _ask(self) -> None:
+        with contextlib.suppress(Exception):
+            self.ray.nodes()
 
     def slots(self, device: str, share: float = 1.0) -> int:
         """How many actors the whole cluster has room for: by its GPUs, or its CPUs for "cpu".

@@ -8,16 +8,17 @@ The job's fault:
 - An actor raises outside of a record, or has no memory for the smallest batch: its shard goes to a
   new actor, ATTEMPTS times; then exit 1.
 - An actor dies, shows no life (--lease), or goes with its node: its shard goes to another, for as
-  long as anything is made. IDLE deaths with nothing made between them: exit 1.
+  long as anything is made. IDLE deaths, and IDLE_SECONDS, with nothing made: exit 1.
 The machine's fault:
 - No space, no rights, a broken disk: the job stops, exit 4, and the same command goes on.
 
-A process that dies says nothing of why. The records that it was at are suspects, and each is tried
-alone: a child process makes that one record, and its parent, which touches no data, tells how it
-ended. A child that dies while its parent lives was ended by its record; a parent that dies was
-ended by something else, and nothing is counted against the record. So no number of kills, nodes
-that are taken away, or neighbours that do harm loses an innocent record, and one that does harm is
-blamed ATTEMPTS times at the most.
+A process that dies says nothing of why, and most are killed from outside. Records that an actor was
+at when it died for the second time, or crashed, are suspects, and each is tried alone: a child
+process makes that one record, and its parent, which touches no data, tells how it ended. A child
+that dies while its parent lives was ended by its record; a parent that dies was ended by something
+else, and nothing is counted against the record. So no number of kills, nodes that are taken away,
+or neighbours that do harm loses an innocent record, and one that does harm is blamed ATTEMPTS times
+at the most.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import errno
 import signal
 
 ATTEMPTS = 3  # blames after which a record is given up, and failures after which a shard is
-IDLE = 20  # deaths of actors in a row, without one episode made, after which the job is given up
+# Deaths of actors in a row, and seconds, without one episode made, after which a job is given up.
+IDLE, IDLE_SECONDS = 20, 300.0
 # What another attempt or another record cannot help with: the disk or the rights.
 DISK_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO}

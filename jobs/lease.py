@@ -156,9 +156,13 @@ def _locked(store: FolderStorage, name: str, shared: bool, patience: float) -> I
             os.ftruncate(handle, 0)  # what a driver that was killed left in it
             yield Lease("", store.place)
         else:
-            yield _FileLease(store.place, path, handle)
-            with contextlib.suppress(OSError):
-                os.ftruncate(handle, 0)  # the file stays, and is the same for every job
+            lease = _FileLease(store.place, path, handle)
+            try:
+                yield lease
+            finally:
+                with contextlib.suppress(OSError, JobError):
+                    lease.check()
+                    os.ftruncate(handle, 0)  # the file stays, and is the same for every job
     finally:
         os.close(handle)
 

@@ -18,7 +18,7 @@ from .actor import Outcome, ShardActor
 from .board import WRITING, Said
 from .cluster import Cluster
 from .events import EventLog
-from .failures import ATTEMPTS, IDLE
+from .failures import ATTEMPTS, IDLE, IDLE_SECONDS
 from .ledger import Ledger
 from .output import JobError
 from .storage import FolderStorage
@@ -28,6 +28,7 @@ from .work import Work
 _POLL = 0.5  # seconds
 _REMOTE_POLL = 3.0  # seconds between two looks at a board in an object store
 _PATIENCE = 60.0  # seconds without any actor before the user is told that the cluster is busy
+_ROOM = 30.0  # seconds between two looks at how large the cluster is
 _LOADING = 3600.0  # seconds until the first record is begun
 _GONE = 5.0  # seconds for an actor that was killed to be seen dead; then it counts as dead
 
@@ -101,6 +102,7 @@ class ActorPool:
         patience: seconds that a record may take; its actor is killed then.
         lease: seconds that an actor may show no life; its shard is given to another then.
         share: of a GPU that an actor takes.
+        room: says anew how many actors may be held, since nodes come and go; None: `count`, always.
         made: episodes that shards not yet published have, as far as their actors said. kept: those
             of all shards so far that an earlier run had made.
     """
@@ -113,13 +115,15 @@ class ActorPool:
     patience: float = float("inf")
     lease: float = float("inf")
     share: float = 1.0
+    room: Callable[[], int] | None = None
     events: EventLog = field(default_factory=lambda: EventLog.open(None))
     made: int = 0
     kept: int = 0
     _kept_before: int = 0
     _suspicion: Suspicion = field(default_factory=Suspicion)
     _started: int = 0
-    _idle: int = 0  # actors that died since the last episode was made
+    _idle: int = 0  # actors that died since something was made last, at _moved
+    _moved: float = field(default_factory=time.monotonic)
     _batch: int | None = None
 
     def run(
@@ -143,8 +147,12 @@ class ActorPool:
         tries: dict[Task, int] = {}
         flying: dict[Any, tuple[Any, _Attempt | None]] = {}  # ref -> actor, None = starting
         since, told, seen = time.monotonic(), False, False
+        asked = since
+        self._moved = time.monotonic()
         try:
             while waiting or any(attempt for _, attempt in flying.values()):
+                if self.room is not None and time.monotonic() - asked > _ROOM:
+                    self.count, asked = max(1, self.room()), time.monotonic()
                 working = sum(attempt is not None for _, attempt in flying.values())
                 while len(flying) < min(self.count, working + len(waiting)):
                     actor = self._start()
@@ -154,6 +162,7 @@ class ActorPool:
                     if ref not in ready:
                         ready.append(ref)
                 tick()
+                self.cluster.check()
                 if not (ready or seen or told) and time.monotonic() - since > _PATIENCE:
                     self.say(f"still waiting for the first of {self.count} actors to start")
                     told = True
@@ -209,7 +218,7 @@ class ActorPool:
             if now - attempt.looked >= pause:
                 attempt.look(self.ledger.store)
             if attempt.said.made > before:
-                self._idle = 0
+                self._progressed()
             self.made += attempt.said.made
             self.kept += attempt.said.kept
             attempt.slow = attempt.late(self.patience)
@@ -256,8 +265,11 @@ class ActorPool:
     def _name(self, task: Task) -> str:
         return self.ledger.shard_name(task.split, task.index)
 
+    def _progressed(self) -> None:
+        self._idle, self._moved = 0, time.monotonic()
+
     def _progress(self, value: Outcome) -> None:
-        self._idle = 0
+        self._progressed()
         batch = value.facts.get("batch")
         if batch is not None and batch != self._batch:
             self._batch = batch
@@ -280,7 +292,10 @@ class ActorPool:
                 self._suspect(attempt, reason)
             self.ledger.revoke(attempt.staged)
             waiting.appendleft(attempt.task)
-        if self._idle >= IDLE:
+        broken = "in its creation task" in str(error)  # raised by our own code, and will be again
+        if broken and self._idle >= ATTEMPTS:
+            raise JobError(f"actors cannot start: {error}")
+        if self._idle >= IDLE and time.monotonic() - self._moved > IDLE_SECONDS:
             raise JobError(
                 f"{IDLE} actors died one after the other and not one episode was made, last: "
                 f"{reason}; what is done is kept: run the same command to go on from here"
@@ -290,30 +305,35 @@ class ActorPool:
         """Of an actor that made a shard."""
         task, records = attempt.task, attempt.said.records
         fault = ""
+        crashed = bool(self.ledger.store.size(f"{attempt.staged}.fault"))
         if attempt.killed == "late":
             records, fault = attempt.slow, f"takes longer than {self.patience:g} s"
-        elif self.ledger.store.size(f"{attempt.staged}.fault") and len(records) == 1:
+        elif crashed and len(records) == 1:
             fault = "ends the process that makes it"
         name = self._name(task)
         if not records:
             self.say(f"shard {name}: its actor died ({reason}); making it again")
         self.events.write("retried", shard=name, reason=reason, records=records)
         for record in records:
-            if self._suspicion.suspect(task, record) >= IDLE:
+            if self._suspicion.note(task, record) >= IDLE:
                 raise JobError(
                     f"shard {name}: {IDLE} actors died at record {record}, which does no harm when "
                     f"it is made alone, last: {reason}; what is done is kept"
                 )
             if self.ledger.kept(task.split, task.index, record):
-                self._suspicion.acquit(task, record)  # it was being written, and has been made
-            elif fault:
+                continue  # it was being written, and has been made
+            if fault:
+                self._suspicion.suspect(task, record)
                 self._blame(task, record, fault, reason)
-            else:
+            elif crashed or self._suspicion.times(task, record) > 1:
+                self._suspicion.suspect(task, record)
                 self.say(
                     f"shard {name}: its actor died at record {record} ({reason}), which is tried "
                     "alone"
                 )
                 self.events.write("suspect", shard=name, record=record)
+            else:  # most deaths are nobody's doing, and a trial costs a process its loading
+                self.say(f"shard {name}: its actor died at record {record} ({reason}); again")
 
     def _harm_or_bad_luck(self, attempt: _Attempt, reason: str) -> None:
         """Of an actor whose child made a suspect: only its being late is the record's doing."""
@@ -326,11 +346,12 @@ class ActorPool:
         """A suspect was tried alone, and its actor lives."""
         assert attempt.record is not None
         if value.kind == "tried":
-            self._idle = 0
+            self._progressed()
             self._suspicion.acquit(attempt.task, attempt.record)
         elif value.kind == "harm":
-            self._idle = 0  # the record's doing
-            self._blame(attempt.task, attempt.record, value.text, value.text)
+            self._progressed()  # it was the record's doing, which is known by one more time now
+            fault = "ends the process that makes it"
+            self._blame(attempt.task, attempt.record, fault, value.text)
         else:
             return  # the driver's matter: disk, refused
         self.ledger.revoke(attempt.staged)

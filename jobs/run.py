@@ -6,10 +6,12 @@ import argparse
 import contextlib
 
 from .. import __version__
+from ..readers.errors import SourceError
 from .failures import is_disk
 from .interrupt import EXIT_CODE, Interrupted, arm, armed, check
 from .output import COMPLETE, QUARANTINED, DiskError, JobError, bad_lines, speaker, write_json
 
+_GRACE = 25.0  # seconds from a signal to the end
 _EPILOG = """\
 examples:
   what would be done, what it costs; writes nothing:
@@ -205,7 +207,7 @@ def run(args: argparse.Namespace) -> int:
             from .dryrun import estimate
 
             return estimate(job, args, say)
-        stack.enter_context(armed())
+        stack.enter_context(armed(_GRACE))
         job.events = stack.enter_context(EventLog.open(log, job=plan_id(job.plan)))
         if job.events.problem:
             say(job.events.problem)
@@ -314,8 +316,6 @@ def parse_part(text: str | None) -> tuple[int, int] | None:
     Raises:
         SourceError: it is of another form, or there is no such part.
     """
-    from ..readers.errors import SourceError
-
     if text is None:
         return None
     index, _, count = text.partition("/")
@@ -341,6 +341,12 @@ def _made(job, args, pending, resumed, say):
             f"{total} episodes in {len(job.tasks)} shards, {resumed} of them done; "
             f"{count} actor{'s' if count != 1 else ''} on {job.work.device}"
         )
+
+        def room() -> int:
+            with contextlib.suppress(SourceError):  # its nodes are gone for now
+                return job.actors(cluster, args.num_actors, len(pending), args.gpus_per_actor)
+            return 1
+
         progress = Progress(total, resumed, workers=count, events=job.events)
         published = resumed
         pool = ActorPool(
@@ -352,6 +358,7 @@ def _made(job, args, pending, resumed, say):
             patience=args.record_timeout,
             lease=args.lease,
             share=args.gpus_per_actor,
+            room=room,
             events=job.events,
         )
 

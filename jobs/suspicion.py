@@ -23,18 +23,20 @@ class Suspicion:
         self._given_up: dict[Hashable, dict[int, str]] = {}
         self._times: dict[tuple[Hashable, int], int] = {}
 
-    def suspect(self, shard: Hashable, record: int) -> int:
-        """Have a record tried alone before its shard is made again.
+    def note(self, shard: Hashable, record: int) -> int:
+        """Note that an actor died at a record, for whatever reason; returns how often by now."""
+        count = self._times[shard, record] = self.times(shard, record) + 1
+        return count
 
-        Returns:
-            How often it has been suspected by now. What is acquitted is kept and not made again, so
-            that only bad luck, or harm done by writing it, brings it back.
-        """
+    def times(self, shard: Hashable, record: int) -> int:
+        """How often actors died at a record."""
+        return self._times.get((shard, record), 0)
+
+    def suspect(self, shard: Hashable, record: int) -> None:
+        """Have a record tried alone before its shard is made again."""
         suspects = self._suspects.setdefault(shard, [])
         if record not in suspects and record not in self._given_up.get(shard, {}):
             suspects.append(record)
-        count = self._times[shard, record] = self._times.get((shard, record), 0) + 1
-        return count
 
     def next_suspect(self, shard: Hashable) -> int | None:
         """The record to try alone now: one at a time."""

@@ -32,7 +32,7 @@ class Trial:
     """What came of it.
 
     Attributes:
-        harm: how the record ended its process; "" where it did not.
+        harm: how the record ended its process, as in "SIGSEGV"; "" where it did not.
         error: what else went wrong and is not the record's fault, or None.
     """
 
@@ -86,7 +86,7 @@ def try_alone(
         finally:
             child.kill()
     if code != 0:
-        return Trial(f"ends the process that makes it ({how_it_ended(code)})")
+        return Trial(how_it_ended(code))
     return Trial(error=pickle.loads(said.removeprefix(_BEGUN)))
 
 

@@ -2,8 +2,8 @@
 
 An exception raised by a signal handler inside Ray's compiled code comes out as a SystemError, so
 the handler only takes note. The second signal does what signals do: it ends the process, which
-harms a job no more than any kill does. So may the time: who is asked to stop often has half a minute,
-and a Ray cluster that is gone does not answer for longer.
+harms a job no more than any kill does. So may the time: who is asked to stop often has half a
+minute, and a Ray cluster that is gone does not answer for longer.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def test_ten_kills_at_random_moments_leave_no_trace(lab, source, uninterrupted, 
         driver.send_signal(signal.SIGTERM)
         said, _ = driver.communicate(timeout=LIMIT)
     assert driver.returncode == 75
-    assert "go on: wristaugment run --data-dir" in said
+    assert "go on: wristaugment run" in said
     assert not (out / ".wristaugment" / "staging").exists()
     last = subprocess.run(line, capture_output=True, text=True, timeout=LIMIT)
     assert last.returncode == 0, last.stderr

@@ -18,6 +18,7 @@ import json
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -101,7 +102,10 @@ def is_held(store: Storage) -> bool:
         finally:
             os.close(handle)
     assert isinstance(store, ObjectStorage)
-    return any(not _is_dead(text) for text in _leases(store).values())
+    return any(
+        not _is_dead(text) and store.age(f"{_LEASES}/{name}.{number:06d}") < 2 * DEAD
+        for (name, number), text in _leases(store).items()
+    )
 
 
 def _file(name: str) -> str:
@@ -241,7 +245,7 @@ def _acquired(store: ObjectStorage, name: str, patience: float) -> _ObjectLease:
 def _wait_until_free(store: ObjectStorage, name: str, patience: float) -> None:
     """Return once nobody holds `name`; SourceError as soon as its holder is seen to be alive."""
     since, last = time.monotonic(), b""
-    until = since + patience
+    until, told = since + patience, False
     while True:
         held = {n: text for (o, n), text in _leases(store).items() if o == name}
         text = held[max(held)] if held else b""
@@ -257,6 +261,14 @@ def _wait_until_free(store: ObjectStorage, name: str, patience: float) -> None:
             raise _taken(store.place)
         if now - since >= DEAD:
             return
+        if not told and now - since > 3.0:
+            told = True
+            print(
+                f"{store.place}: another run holds it, or was killed on another machine; waiting "
+                f"for up to {DEAD:g} s to see whether it shows life",
+                file=sys.stderr,
+                flush=True,
+            )
         time.sleep(0.5)
 
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -338,6 +339,14 @@ class ObjectStorage(Storage):
 
     def _copy(self, old: str, new: str) -> None:
         self._asked(self.fs.cp_file, self.key(old), self.key(new))
+
+    def age(self, name: str) -> float:
+        """Seconds since a file was put, by this machine's clock; infinity where there is none."""
+        try:
+            put = self._asked(self.fs.modified, self.key(name))
+        except FileNotFoundError:
+            return float("inf")
+        return (datetime.now(UTC) - put.astimezone(UTC)).total_seconds()
 
     def put(self, path: Path, name: str) -> None:
         """Send a file of this machine."""

@@ -196,8 +196,10 @@ class ShardActor:
                 yield
             finally:
                 faulthandler.disable()
-                if before:
-                    faulthandler.enable()
+                if before and sys.__stderr__ is not None:
+                    # Not to a stderr that was replaced and is no file.
+                    with contextlib.suppress(OSError, ValueError):
+                        faulthandler.enable(sys.__stderr__, all_threads=False)
                 path.unlink(missing_ok=True)
 
     def _without_paths(self, value: Any) -> Any:

@@ -60,11 +60,10 @@ def try_alone(
 
     said = b""
     with subprocess.Popen(
-        [sys.executable, "-m", __name__],
+        [sys.executable, "-m", __name__, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        preexec_fn=_die_with_parent,
     ) as child:
         try:
             assert child.stdin is not None and child.stdout is not None
@@ -91,12 +90,19 @@ def try_alone(
 
 
 def _die_with_parent() -> None:
-    """In the child: be killed when the actor is, however that dies."""
+    """Be killed when the actor is, however that dies; at once if it is dead already.
+
+    Called in the child itself: between fork and exec, where threads of the actor may hold locks,
+    nothing but a few system calls would be safe.
+    """
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
     """The child."""
+    _die_with_parent()
     answer = os.dup(1)
     os.dup2(2, 1)  # what libraries print is not the answer
     work, split, shard, record, streams = pickle.load(sys.stdin.buffer)

@@ -92,4 +92,4 @@ sample: install-sim
 	$(BIN)/wristaugment simulate --steps 18 --split test --episodes 12 --shards 3 --out $(SAMPLE)
 
 clean:
-	rm -rf $(OUT) $(OUT)-page.html $(PEERS:%=.venv-%) .venv-rlds018
+	rm -rf $(OUT) $(OUT)-page.html $(OUT).events.jsonl $(PEERS:%=.venv-%) .venv-rlds018

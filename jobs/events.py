@@ -8,18 +8,19 @@ One event a line, UTF-8, as in
 `time` is UTC; `job` tells plans apart (`plan_id`), so that one file may hold several. Events, and
 what stands in them beside that:
 
-    started        version, episodes, shards, done (shards before), actors, device
+    started        version, episodes, shards, done (shards before), device
     actor_started  actor (its number)
-    actor_died     actor, reason
-    shard_started  shard, actor, attempt
+    actor_died     reason
+    shard_started  shard
     progress       episodes, total, per_second, seconds_left (null: not known); every 30 s
-    shard_published  shard, records, seconds, bytes
-    retried        shard, reason, attempt
-    suspect        shard, record: an actor died at it, and it is tried alone
+    shard_published  shard, records, bad, bytes
+    retried        shard, reason, and the attempt, or the records that an actor died at
+    suspect        shard, record: it is tried alone; blamed, reason: where it was to blame
     given_up       shard, record, reason
-    batch_halved   actor, batch: the GPU had no memory for the one before
+    batch_halved   batch: the GPU had no memory for the one before
     interrupted    signal
     disk           reason
+    failed         reason: the job ends, exit code 1
     finished       exit_code, and the totals of the summary
 
 The log serves the job and never the other way round: a line that cannot be written (a full disk) is

@@ -115,10 +115,10 @@ def file_limit(lab: Lab) -> dict:
     With Ray, whose own files must fit, one shard is larger than all of them.
     """
     totals: Counter[str] = Counter()
-    large = Expected.of(lab, lab.source(3, 2, ballast={1: 150_000_000}))
+    large = Expected.of(lab, lab.source(3, 2, ballast={1: 150_000_000}), ray=False)
     limited(lab, large, True, 130_000_000, totals)
     source = lab.source(6, 3, ballast=dict.fromkeys(range(6), _BALLAST))
-    expected = Expected.of(lab, source)
+    expected = Expected.of(lab, source, ray=False)
     turns = 6 if lab.quick else 60
     for n in range(turns):
         # What the job prints goes to a file, too.

@@ -126,11 +126,10 @@ def test_a_scenario_that_breaks_or_lacks_its_means_is_a_result(chaos, monkeypatc
     assert "NOT OK" in err and "skipped" in err
 
 
-def test_a_scenario_runs_as_a_script(tmp_path):
-    line = [sys.executable, FOLDER / "chaos.py", "--quick", "--only", "damage", "--json", "-"]
-    done = subprocess.run(
-        line, capture_output=True, text=True, env={**os.environ, "TMPDIR": "/tmp"}
-    )
-    found = json.loads(done.stdout)["damage"]
-    assert done.returncode == 0 and found["ok"] and found["missed"] == 0, done.stderr
-    assert found["flips"] + found["truncations"] >= 110
+def test_a_scenario_runs_as_a_script():
+    line = [sys.executable, FOLDER / "chaos.py", "--quick", "--only", "segfault", "--json", "-"]
+    env = {**os.environ, "TMPDIR": "/tmp"}  # a short path: sockets lie below it
+    done = subprocess.run(line, capture_output=True, text=True, env=env)
+    found = json.loads(done.stdout)["segfault"]
+    assert done.returncode == 0 and found["ok"], done.stderr
+    assert found["records"] == 1000 and found["quarantined"] == 1 and found["good"] == 999

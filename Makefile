@@ -60,7 +60,8 @@ peers: $(PEERS:%=.venv-%/.ready) .venv-rlds018/.ready
 
 # What is bound by one core goes two files at a time, a thread each; what starts clusters or measures
 # time has the machine for itself.
-ALONE := tests/jobs tests/benchmarks
+CLUSTERS := chaos full_size launch ray survive train train_full_size
+ALONE := tests/benchmarks $(CLUSTERS:%=tests/jobs/test_jobs_%.py)
 
 test: install-test $(PEERS:%=.venv-%/.ready)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..readers.errors import SourceError
 from ..writers.atomic import fsync_dir, publish, write_synced
 from .remote import Remote, is_url
 
@@ -273,11 +274,11 @@ class ObjectStorage(Storage):
         self._copy(staged, name)
 
     def note(self, name: str, data: bytes) -> None:
-        self._asked(self.fs.pipe_file, self.key(name), data)
+        self._sent(self.fs.pipe_file, self.key(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
         try:
-            self._asked(self.fs.pipe_file, self.key(name), data, mode="create")
+            self._sent(self.fs.pipe_file, self.key(name), data, mode="create")
         except FileExistsError:
             return False
         return True
@@ -350,7 +351,7 @@ class ObjectStorage(Storage):
 
     def put(self, path: Path, name: str) -> None:
         """Send a file of this machine."""
-        self._asked(self.fs.put_file, str(path), self.key(name))
+        self._sent(self.fs.put_file, str(path), self.key(name))
 
     def put_folder(self, folder: Path, name: str) -> None:
         """Send every file below a folder of this machine, under the same paths."""
@@ -370,6 +371,17 @@ class ObjectStorage(Storage):
         with ThreadPoolExecutor(min(_AT_ONCE, len(items))) as pool:
             for _ in pool.map(call, items):
                 pass
+
+    def _sent(self, call: Callable, *args: Any, **how: Any) -> None:
+        try:
+            self._asked(call, *args, **how)
+        except FileNotFoundError as error:
+            raise SourceError(
+                f"cannot be written to ({error})",
+                file=self.place,
+                key="--out",
+                todo="make the bucket, or name another",
+            ) from error
 
     def _asked(self, call: Callable, *args: Any, **how: Any) -> Any:
         try:

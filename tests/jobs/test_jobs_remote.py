@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -140,10 +143,16 @@ def test_the_parts_of_an_array_make_one_dataset_there_too(there, s3, lab, whole)
     assert s3.tree(out) == files(whole)
 
 
-def test_a_store_that_cannot_be_reached_is_one_line(monkeypatch, capsys, small):
-    line = small.args("s3://nowhere-to-be-found/out", "--events", "none")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    assert cli.main(line) == 4
+def test_a_bucket_that_is_not_there_is_one_line(s3, small, capsys):
+    assert cli.main(small.args("s3://nowhere-to-be-found/out", "--events", "none")) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "s3://nowhere-to-be-found/out" in error
+    assert error.count("\n") == 1 and "s3://nowhere-to-be-found/out" in error and "bucket" in error
+
+
+def test_a_store_that_cannot_be_reached_is_one_line(s3, small, tmp_path):
+    env = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    line = small.args("s3://somewhere/out", "--events", "none")
+    command = [sys.executable, "-m", "wristaugment", *line]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.count("\n") == 1 and "s3://somewhere/out" in done.stderr

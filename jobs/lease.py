@@ -125,6 +125,11 @@ def _taken(place: str) -> SourceError:
 # -- a file system -------------------------------------------------------------------------------
 
 
+def is_token(data: bytes) -> bool:
+    """Whether a lock holds what a driver that was killed leaves in it."""
+    return len(data) == 16 and not set(data) - set(b"0123456789abcdef")
+
+
 class _FileLease(Lease):
     def __init__(self, place: str, path: Path, handle: int):
         super().__init__(secrets.token_hex(8), place)

@@ -10,6 +10,7 @@ from damage import random_damage
 from wristaugment.jobs import cli
 from wristaugment.jobs.checksums import folder_sha256, known, read, spelled, staged_sha256
 from wristaugment.jobs.ledger_read import in_batches, in_place, read_entries
+from wristaugment.jobs.storage import FolderStorage
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +104,11 @@ def test_every_byte_of_the_checksums_counts():
 
 
 def test_known_are_the_files_of_the_copy_s_folder(out):
-    found = known(out, "droid/1.0.0")
+    found = known(FolderStorage(out), "droid/1.0.0")
     assert set(found) == {"dataset_info.json", "features.json"}
-    assert known(out / "none", ".") == {}
+    assert known(FolderStorage(out / "none"), ".") == {}
     (out / ".wristaugment" / "checksums.json").write_text("{}")
-    assert known(out, "droid/1.0.0") == {}
+    assert known(FolderStorage(out), "droid/1.0.0") == {}
 
 
 def test_a_folder_has_one_hash_of_its_files_names_sizes_and_bytes(tmp_path):

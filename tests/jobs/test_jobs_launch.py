@@ -339,7 +339,7 @@ def test_submitted_jobs_hand_on_their_exit_codes_and_stop_when_told(
         os.kill(driver, signal.SIGCONT)
         said = [process.communicate(timeout=LIMIT)[0] for process in (job, other, last)]
     assert job.returncode == 75, said[0]
-    assert "run the same command to go on" in said[0]  # it was given the time to stop
+    assert "go on: wristaugment run" in said[0]  # it was given the time to stop
     assert 2 < published(tmp_path / "stopped") < 24
     assert other.returncode == 2 and "nothing" in said[1]
     assert last.returncode == 0, said[2]

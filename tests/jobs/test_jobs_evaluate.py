@@ -91,7 +91,9 @@ def test_a_copy_gets_the_figures_that_scikit_image_gives(small, augmented, tmp_p
     means = report["recipes"]["copy"]
     assert means["psnr"]["mean"] == pytest.approx(np.mean([f[0] for f in figures.values()]))
     assert means["psnr"]["low"] <= means["psnr"]["mean"] <= means["psnr"]["high"]
-    assert means["pose_rotation_deg"] is None and means["invalid_frames"] == 0
+    assert means["pose_rotation_deg"] is None and report["invalid_frames"] == {"copy": 0}
+    assert means["lpips"] == means["fvd"] == "no weights"
+    assert "alexnet" in report["no_weights"]["lpips"] and "i3d" in report["no_weights"]["fvd"]
 
 
 def test_ways_are_run_and_a_page_is_written(small, lab, tmp_path, capsys):

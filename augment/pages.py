@@ -13,6 +13,7 @@ from .evaluate import Result
 from .report import Gauge, Player, Row, Table
 from .scores import METRICS, cell_text
 
+COLUMNS = 5  # figures with intervals that stand side by side on the page
 READING = (
     "The condition map is what the anchor views know of the scene, as points seen from the pose of "
     "the hand camera; black is what no anchor saw, or saw too uncertainly.",
@@ -72,10 +73,13 @@ def run_row(episode: Episode, stream: WristStream, recipe: str) -> Row:
     return Row(str(episode.record), players, episode.language, details=details)
 
 
-def evaluation_table(summary: Mapping[str, Mapping[str, Any]], episodes: int, frames: int) -> Table:
+def evaluation_tables(
+    summary: Mapping[str, Mapping[str, Any]], episodes: int, frames: int
+) -> list[Table]:
     """The summary of an evaluation, the best of what is better high or low in bold.
 
-    Metrics that no way has a figure for have no column.
+    Several tables, each no wider than the page. Metrics that no way has a figure for have no
+    column.
     """
     first = next(iter(summary))
     shown = [key for key in METRICS if any(row[key] is not None for row in summary.values())]
@@ -105,7 +109,15 @@ def evaluation_table(summary: Mapping[str, Mapping[str, Any]], episodes: int, fr
         "intervals. Higher PSNR and SSIM are closer to the recorded view; so are lower LPIPS, FVD, "
         "flicker and errors."
     )
-    return Table(columns, rows, caption)
+    cuts = range(1, len(columns), COLUMNS)
+    return [
+        Table(
+            [columns[0], *columns[i : i + COLUMNS]],
+            [[row[0], *row[i : i + COLUMNS]] for row in rows],
+            caption if i == 1 else "",
+        )
+        for i in cuts
+    ]
 
 
 def _anchors(episode: Episode) -> list[Player]:

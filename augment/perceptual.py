@@ -53,7 +53,7 @@ def open_perceptual(lpips: Path | None, fvd: Path | None, device: str) -> Percep
         if path is not None and path.is_file():
             found.fingerprint[metric] = {path.name: file_sha256(path)}
             continue
-        lacks = "not given" if path is None else f"there is no file {path.name}"
+        lacks = "none given" if path is None else f"there is no file {path.name}"
         found.missing[metric] = f"no weights ({lacks}); --{metric}-weights FILE takes {where}"
     if lpips is not None and "lpips" not in found.missing:
         network = open_lpips(lpips).to(device)

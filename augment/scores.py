@@ -74,9 +74,9 @@ METRICS = {
         -1,
         "|depth - recorded| / recorded over all anchor pixels, the scale aligned by medians",
     ),
-    "coverage": Metric("coverage", 2, 1, "share of the frame that the condition map saw"),
+    "coverage": Metric("coverage", 2, 0, "share of the frame that the condition map saw"),
     "invalid": Metric("not made", 2, -1, "share of frames that are marked as not made well"),
-    "seconds_per_frame": Metric("s/frame", 3, -1, "wall seconds, all stages that the way needs"),
+    "seconds_per_frame": Metric("s/frame", 3, 0, "wall seconds, all stages that the way needs"),
 }
 GENERAL = {
     "interval": "95% percentile bootstrap of the mean over episodes, the same draws for every way",
@@ -110,8 +110,9 @@ class Score:
         return self.values.get(metric, float("nan"))
 
     def as_dict(self) -> dict[str, Any]:
-        """Its numbers, for JSON (null where unknown)."""
-        numbers = {metric: self.number(metric) for metric in METRICS if metric != "fvd"}
+        """Its numbers, for JSON (null where unknown); no seconds, so that runs can be compared."""
+        told = [metric for metric in METRICS if metric not in ("fvd", "seconds_per_frame")]
+        numbers = {metric: self.number(metric) for metric in told}
         said: dict[str, Any] = {k: v if np.isfinite(v) else None for k, v in numbers.items()}
         return {**said, "invalid_frames": self.invalid}
 

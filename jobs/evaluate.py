@@ -314,7 +314,7 @@ def _page_row(result, ways):
 
 def _write_page(path: Path, rows, report: dict, scorer, copy: str | None, wrist_key: str) -> int:
     from .. import __version__
-    from ..augment.pages import READING, evaluation_table
+    from ..augment.pages import READING, evaluation_tables
     from ..augment.report import write_page
 
     recipes = {way.recipe: report["weights"].get(way.recipe, {}) for way in scorer.ways}
@@ -341,7 +341,7 @@ def _write_page(path: Path, rows, report: dict, scorer, copy: str | None, wrist_
     ]
     if len(rows) < episodes:
         lead.append(f"Figures are over {episodes} episodes; the first {len(rows)} are shown.")
-    lead += [f"nearest looks in {words}." for words in report["nearest"]]
+    lead += [f"nearest: {words}." for words in report["nearest"]]
     lead += [f"{metric.upper()}: {why}." for metric, why in report["no_weights"].items()]
     if report["left_out"]:
         lead.append(f"{len(report['left_out'])} episodes had to be left out.")
@@ -349,7 +349,7 @@ def _write_page(path: Path, rows, report: dict, scorer, copy: str | None, wrist_
         path,
         f"Wrist views of {report['dataset']}",
         rows,
-        evaluation_table(report["recipes"], episodes, report["frames"]),
+        evaluation_tables(report["recipes"], episodes, report["frames"]),
         lead=lead,
         provenance=provenance,
         notes=READING,

@@ -31,6 +31,17 @@ FVD_WEIGHTS = (
 )
 LEAST_FRAMES = 10  # that I3D can take
 FEATURES = 400
+# What torch and safetensors raise for bytes that are no weights; its unpickler trips over anything.
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 _SIDE = 224  # pixels, of the pictures that I3D was trained on
 # Least height and width: the last pooling of each backbone must be left with a pixel.
 _BACKBONES = {"alex": 31, "vgg": 16, "squeeze": 17}
@@ -86,7 +97,7 @@ def open_lpips(path: Path) -> LPIPS:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         said = str(error).split("\n")[0]
         raise WeightsError(f"{path}: cannot be read as weights ({said}); {todo}") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -9,7 +9,7 @@ from wristaugment.augment import assess
 from wristaugment.augment.baselines import MEAN_PICTURE, parse_ways
 from wristaugment.augment.evaluate import Scorer, stream_pose_error
 from wristaugment.augment.nearest import Neighbours
-from wristaugment.augment.pages import evaluation_row, evaluation_table, run_row
+from wristaugment.augment.pages import evaluation_row, evaluation_tables, run_row
 from wristaugment.augment.report import Gauge
 from wristaugment.augment.scores import COPY, METRICS, NO_WEIGHTS, format_table
 from wristaugment.augment.seeds import record_seed
@@ -331,10 +331,21 @@ def test_the_table_marks_the_best(bench):
     episodes, _, make = bench
     scorer = make("mean", "nano")
     scorer(episodes[0])
-    table = evaluation_table(scorer.summary(), 1, 4)
+    tables = evaluation_tables(scorer.summary({"lpips": "no weights"}), 1, 4)
+    table = tables[0]
     best = {row[0]: row[1].best for row in table.rows if isinstance(row[1], Gauge)}
     assert best == {"mean": False, "nano": True}
-    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert all(len(row) == len(t.columns) <= 6 for t in tables for row in t.rows)
+    assert all([row[0] for row in t.rows] == ["mean", "nano"] for t in tables)
+    columns = [column for t in tables for column in t.columns[1:]]
+    assert columns[:4] == ["PSNR dB", "PSNR of mean less this", "SSIM", "LPIPS"]
+    assert [row[4] for row in table.rows] == ["no weights"] * 2
+    assert "depth error" not in columns and "coverage" in columns
+    # Less flicker is better, and of coverage nothing is.
+    by_name = {t.columns[i]: [r[i] for r in t.rows] for t in tables for i in range(len(t.columns))}
+    flickers = [(cell.mean, cell.best) for cell in by_name["flicker"]]
+    assert min(flickers)[1] and not max(flickers)[1]
+    assert not by_name["coverage"][1].best
 
 
 def test_a_row_without_truth(bench):

@@ -88,10 +88,16 @@ def evaluation_tables(
     for key in shown:
         metric = METRICS[key]
         columns.append(metric.label)
-        means = [row[key]["mean"] for row in summary.values() if isinstance(row[key], Mapping)]
+        # As they are shown: what differs by rounding alone is drawn, and is as good, as one.
+        values = [
+            {k: round(v, metric.digits) for k, v in row[key].items()}
+            if isinstance(row[key], Mapping)
+            else row[key]
+            for row in summary.values()
+        ]
+        means = [value["mean"] for value in values if isinstance(value, Mapping)]
         best = max(means, key=lambda mean: metric.better * mean) if means else None
-        for row, figures in zip(rows, summary.values(), strict=True):
-            value = figures[key]
+        for row, value in zip(rows, values, strict=True):
             text = cell_text(value, metric.digits)
             if not isinstance(value, Mapping):
                 row.append(text)

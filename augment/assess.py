@@ -1,4 +1,4 @@
-"""How close a generated view is to the recorded one: PSNR, SSIM, sharpness, pose error, intervals.
+"""How close a generated view is to the recorded one: pictures, motion, poses, depth, intervals.
 
 All picture metrics are of uint8 RGB at the generated size; the recorded view is brought to it by
 `resize_frames` (area average), never the other way round.
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter, laplace
+from scipy.spatial.transform import Rotation
 
 from ..readers.frames import Frames
 
 PSNR_CAP = (
     100.0  # dB given to a frame that is equal to the truth, where the true figure is infinite
 )
+STILL = 1e-6  # metres: camera centres that stay within this tell no scale
 SSIM_SIGMA = 1.5  # the Gaussian window of Wang et al. 2004
 SSIM_RADIUS = 5  # 11 x 11 pixels
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -95,6 +97,59 @@ def sharpness_ratio(made: np.ndarray, truth: np.ndarray) -> float:
     return float(np.median([_detail(frame) for frame in made]) / detail) if detail else float("nan")
 
 
+def flicker(made: np.ndarray, truth: np.ndarray) -> float:
+    """Mean squared error of the frame differences, in squared 8-bit levels; NaN for one frame.
+
+    mean((made[t+1] - made[t]) - (truth[t+1] - truth[t]))^2 over [T, H, W, 3] uint8: what moves as
+    the truth moves costs nothing, what jumps from frame to frame does, whatever its mean colour.
+    """
+    _same_kind(made, truth)
+    if len(made) < 2:
+        return float("nan")
+    before = made[0].astype(np.int32) - truth[0]
+    squares = []
+    for a, b in zip(made[1:], truth[1:], strict=True):
+        now = a.astype(np.int32) - b
+        squares.append(np.mean((now - before) ** 2))
+        before = now
+    return float(np.mean(squares))
+
+
+def depth_error(depth: np.ndarray, known: np.ndarray) -> float:
+    """Mean of |depth - known| / known where both are positive, the scale aligned; NaN without any.
+
+    The scale is the median of known / depth over the whole episode (Eigen et al. 2014 align so, and
+    name the measure absolute relative error). Any two arrays of one shape, in metres.
+    """
+    both = (known > 0) & (depth > 0) & np.isfinite(known) & np.isfinite(depth)
+    if not both.any():
+        return float("nan")
+    found, truth = depth[both].astype(np.float64), known[both].astype(np.float64)
+    found *= np.median(truth / found)
+    return float(np.mean(np.abs(found - truth) / truth))
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance of Gaussians fitted to two sets of features, [N, D] and [M, D]; N, M >= 2.
+
+    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Dowson and Landau 1982. With S = X'X of the
+    centred features, the trace of the root is the sum of the singular values of X_a X_b', which is
+    exact where there are fewer samples than features and S has no full rank.
+    """
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"no Frechet distance of features of shapes {a.shape} and {b.shape}")
+    roots = []
+    for x in (a, b):
+        root = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
+        # X'X is all that counts of X, and a triangle of D rows has the same.
+        roots.append(np.linalg.qr(root, mode="r") if len(root) > root.shape[1] else root)
+    cross = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    spread = sum(np.sum(root**2) for root in roots)
+    between = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
+    return float(max(0.0, between + spread - 2 * cross))
+
+
 def pose_error(pose: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(rotation in degrees [T], distance of the camera centres in centimetres [T]).
 
@@ -115,6 +170,50 @@ def pose_error(pose: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.n
     return np.degrees(np.arctan2(sine, cosine)), 100 * np.linalg.norm(
         centres[0] - centres[1], axis=1
     )
+
+
+def scaled_about_anchor(pose: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, float]:
+    """(poses with the measured scale, the factor), both given in the frame of one anchor camera.
+
+    The factor is Horn's symmetric one (1987): the root of the mean squared distance of the measured
+    camera centres from the anchor over that of the others. NaN where they do not leave the anchor.
+
+    Args:
+        pose, measured: [T, 4, 4] anchor-to-camera.
+    """
+    ours, theirs = (np.linalg.inv(p)[:, :3, 3] for p in (pose, measured))
+    scale = _ratio(ours, theirs)
+    scaled = pose.copy()
+    scaled[:, :3, 3] *= scale
+    return scaled, scale
+
+
+def aligned_to(pose: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, float]:
+    """(poses brought into the world of the measured ones by one similarity, its scale).
+
+    For a stream whose world nothing ties to the robot base. The rotation is the chordal mean of
+    what turns one world into the other (scipy's `Rotation.mean`), scale and shift are those of the
+    camera centres (Horn 1987). NaN where the camera does not move, and the scale has no meaning.
+
+    Args:
+        pose: [T, 4, 4] world-to-camera. measured: [T, 4, 4] base-to-camera.
+    """
+    turns = np.swapaxes(measured[:, :3, :3], 1, 2) @ pose[:, :3, :3]
+    turn = Rotation.from_matrix(turns).mean().as_matrix()  # base <- world
+    ours, theirs = (np.linalg.inv(p)[:, :3, 3] for p in (pose, measured))
+    ours = ours @ turn.T
+    scale = _ratio(ours - ours.mean(axis=0), theirs - theirs.mean(axis=0))
+    centre = theirs.mean(axis=0) + scale * (ours - ours.mean(axis=0))
+    aligned = pose.copy()
+    aligned[:, :3, :3] = pose[:, :3, :3] @ turn.T
+    aligned[:, :3, 3] = -np.einsum("tij,tj->ti", aligned[:, :3, :3], centre)
+    return aligned, scale
+
+
+def _ratio(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The scale that gives vectors [T, 3] the mean squared length of others; NaN for points."""
+    own, other = np.mean(np.sum(ours**2, axis=1)), np.mean(np.sum(theirs**2, axis=1))
+    return float(np.sqrt(other / own)) if min(own, other) > STILL**2 else float("nan")
 
 
 def bootstrap(

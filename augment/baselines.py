@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from .assess import resize_frames
+from .nearest import Neighbours
 from .project import fill_holes
 from .recipe import RECIPES, Recipe
 
@@ -25,6 +26,7 @@ BASELINES = {
     "projection-holes": "the condition map as it is, holes black",
     "mean": "the mean wrist picture of the recipe's training set, the same for every frame",
     "anchor": "the first anchor view, resized",
+    "nearest": "the wrist picture of the training frame whose anchor views look most alike",
 }
 MEAN_PICTURE = "mean_wrist.png"
 POSES = ("auto", "measured", "head")
@@ -111,6 +113,7 @@ def make_frames(
     stream: WristStream | None,
     size: tuple[int, int],
     weights: Path | None = None,
+    neighbours: Neighbours | None = None,
 ) -> np.ndarray:
     """[T, h, w, 3] uint8: the wrist view of an episode, made the given way.
 
@@ -118,15 +121,21 @@ def make_frames(
         stream: what the way's recipe made with the way's pose; None where it runs no recipe.
         size: (height, width) for the ways that run no recipe.
         weights: the folder of the recipe's weights, for the mean picture.
+        neighbours: the training frames that `nearest` looks in.
 
     Raises:
-        SourceError: the recipe's stream carries no condition map, or no mean picture is shipped.
+        SourceError: the recipe's stream carries no condition map, no mean picture is shipped, or
+            no training episode has the same anchor views.
     """
     if way.kind == "anchor":
         return resize_frames(episode.anchors[0].frames, size)
     if way.kind == "mean":
         picture = mean_wrist(weights, size)
         return np.broadcast_to(picture, (episode.length, *picture.shape))
+    if way.kind == "nearest":
+        if neighbours is None:
+            raise ValueError("'nearest' needs training frames to look in")
+        return resize_frames(neighbours.find(episode), size)
     if stream is None:
         raise ValueError(f"{way.name!r} needs the stream of recipe {way.recipe!r}")
     if way.kind == "recipe":

@@ -18,19 +18,12 @@ from ..readers.episode import Episode, Record, WristStream
 from ..readers.errors import SourceError
 from . import assess
 from .baselines import BASELINES, Way, make_frames, mean_wrist
+from .nearest import Neighbours
+from .reconstruct import recorded_depth
+from .scores import COPY, Score, clips_of, summarise
 from .seeds import record_seed
 
-COPY = "copy"  # the name under which an existing augmented copy is scored
 GENERATION_STAGES = ("generate",)  # of WristStream.seconds: what a bare projection does without
-METRICS = {
-    "psnr": f"dB, per frame, at most {assess.PSNR_CAP:g}, mean over frames, then over episodes",
-    "ssim": "Gaussian window of sigma 1.5 over 11 pixels, mean over frames, then episodes",
-    "interval": "95% percentile bootstrap over episodes, the same draws for every way",
-    "ahead": "the first way's figure less this way's, episode by episode",
-    "sharpness": "variance of the Laplacian over the truth's: 1 is as sharp, below 1 blurrier",
-    "pose": "median over all frames of the difference to the pose measured by the dataset",
-    "truth": "the recorded view brought to the generated size by area average",
-}
 
 
 class Augments(Protocol):
@@ -38,33 +31,7 @@ class Augments(Protocol):
 
     fingerprint: dict[str, str]
 
-    def __call__(self, episode: Episode, *, seed: int, pose: str) -> WristStream: ...
-
-
-@dataclass
-class Score:
-    """One way on one episode. Per-frame arrays are [T]; pose arrays are empty where unknown."""
-
-    psnr: np.ndarray
-    ssim: np.ndarray
-    sharpness: float
-    seconds: float
-    rotation: np.ndarray
-    translation: np.ndarray
-    coverage: float
-    invalid: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Episode means, for JSON."""
-        return {
-            "psnr": float(self.psnr.mean()),
-            "ssim": float(self.ssim.mean()),
-            "sharpness": _number(self.sharpness),
-            "pose_rotation_deg": _median(self.rotation),
-            "pose_translation_cm": _median(self.translation),
-            "coverage": _number(self.coverage),
-            "invalid_frames": self.invalid,
-        }
+    def __call__(self, episode: Episode, *, seed: int, pose: str, geometry: str) -> WristStream: ...
 
 
 @dataclass
@@ -96,6 +63,10 @@ class Scorer:
         weights: recipe name -> the folder of its weights, for the mean picture.
         seed: the job's seed; each record gets its own from it.
         with_copy: score the frames of an augmented copy too, as `COPY`, first.
+        geometry: where recipes take depth from, as `reconstruct` has it.
+        neighbours: makes the training frames that `nearest` looks in, at (height, width).
+        lpips: made and recorded frames [T, h, w, 3] uint8 -> [T]; None without its weights.
+        features: clips [N, T, h, w, 3] uint8 -> [N, D], for FVD; None without its weights.
     """
 
     ways: Sequence[Way]
@@ -104,8 +75,13 @@ class Scorer:
     weights: Callable[[str], Path | None]
     seed: int = 0
     with_copy: bool = False
+    geometry: str = "predicted"
+    neighbours: Callable[[tuple[int, int]], Neighbours] | None = None
+    lpips: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    features: Callable[[np.ndarray], np.ndarray] | None = None
     scored: list[tuple[Record, dict[str, Score]]] = field(default_factory=list)
     _running: dict[str, Augments] = field(default_factory=dict)
+    _looked_in: Neighbours | None = None
 
     @property
     def names(self) -> list[str]:
@@ -118,13 +94,18 @@ class Scorer:
         Done ahead of the first episode, since what is missing here is missing for all of them.
 
         Raises:
-            SourceError: weights or the mean picture are missing or damaged.
+            SourceError: weights or the mean picture are missing or damaged, or there is nothing
+                for `nearest` to look in.
         """
         for way in self.ways:
             if way.runs_recipe and way.recipe not in self._running:
                 self._running[way.recipe] = self.augmenter(way.recipe)
             if way.kind == "mean":
                 mean_wrist(self.weights(way.recipe), self.wrist_size(way.recipe))
+            if way.kind == "nearest" and self._looked_in is None:
+                if self.neighbours is None:
+                    raise ValueError("'nearest' is to be scored but was given no training frames")
+                self._looked_in = self.neighbours(self.wrist_size(way.recipe))
         return {name: dict(made.fingerprint) for name, made in self._running.items()}
 
     def __call__(self, episode: Episode, copied: WristStream | None = None) -> Result:
@@ -144,13 +125,14 @@ class Scorer:
         blind = replace(episode, wrist=None)
         streams: dict[tuple[str, str], WristStream] = {}
         walls: dict[tuple[str, str], float] = {}
+        recorded: dict[tuple[int, int], np.ndarray | None] = {}
         views: dict[str, np.ndarray] = {}
         scores: dict[str, Score] = {}
         if self.with_copy:
             if copied is None:
                 raise ValueError("a copy is to be scored but its stream was not given")
             views[COPY] = copied.frames
-            scores[COPY] = self._score(episode, copied.frames, copied, 0.0)
+            scores[COPY] = self._score(episode, copied.frames, copied, float("nan"), recorded)
         for way in self.ways:
             stream, chosen = None, (way.recipe, way.pose or "")
             if way.runs_recipe:
@@ -161,11 +143,13 @@ class Scorer:
                 stream = streams[chosen]
             size = self.wrist_size(way.recipe) if copied is None else copied.frames.shape[1:3]
             began = time.perf_counter()
-            views[way.name] = make_frames(way, blind, stream, size, self.weights(way.recipe))
+            views[way.name] = make_frames(
+                way, blind, stream, size, self.weights(way.recipe), self._looked_in
+            )
             seconds = time.perf_counter() - began + walls.get(chosen, 0.0)
             if stream is not None and way.kind in BASELINES:
                 seconds -= sum(stream.seconds.get(stage, 0.0) for stage in GENERATION_STAGES)
-            scores[way.name] = self._score(episode, views[way.name], stream, seconds)
+            scores[way.name] = self._score(episode, views[way.name], stream, seconds, recorded)
         truth = assess.resize_frames(episode.wrist.frames, views[self.names[0]].shape[1:3])
         self.scored.append((episode.record, scores))
         return Result(episode, scores, views, truth, streams)
@@ -174,11 +158,19 @@ class Scorer:
         if way.recipe not in self._running:
             self.load()
         seed = record_seed(self.seed, episode.record)
-        return self._running[way.recipe](episode, seed=seed, pose=way.pose or "auto")
+        return self._running[way.recipe](
+            episode, seed=seed, pose=way.pose or "auto", geometry=self.geometry
+        )
 
     def _score(
-        self, episode: Episode, made: np.ndarray, stream: WristStream | None, seconds: float
+        self,
+        episode: Episode,
+        made: np.ndarray,
+        stream: WristStream | None,
+        seconds: float,
+        recorded: dict[tuple[int, int], np.ndarray | None],
     ) -> Score:
+        """The score of frames; `recorded` keeps features of the recorded clips by their size."""
         assert episode.wrist is not None
         truth = assess.resize_frames(episode.wrist.frames, made.shape[1:3])
         if len(made) != len(truth):
@@ -188,112 +180,81 @@ class Scorer:
                 key=episode.wrist.key,
                 todo="compare streams of one length",
             )
-        rotation, translation = stream_pose_error(episode, stream)
+        rotation, translation, scale = stream_pose_error(episode, stream)
+        values = {
+            "flicker": assess.flicker(made, truth),
+            "sharpness": assess.sharpness_ratio(made, truth),
+            "pose_rotation_deg": _median(rotation),
+            "pose_translation_cm": _median(translation),
+            "pose_scale": scale,
+            "depth_error": stream_depth_error(episode, stream),
+            "seconds_per_frame": seconds / len(made),
+        }
+        invalid = 0
+        if stream is not None:
+            invalid = int((~np.asarray(stream.valid, bool)).sum())
+            values["coverage"] = float(np.mean(stream.coverage))
+            values["invalid"] = invalid / len(made)
+        if self.lpips is not None:
+            values["lpips"] = float(np.mean(self.lpips(made, truth)))
+        if self.features is not None and truth.shape[1:3] not in recorded:
+            recorded[truth.shape[1:3]] = self._features(truth)
+        theirs = recorded.get(truth.shape[1:3])
+        ours = None if theirs is None else self._features(made)
         return Score(
             psnr=assess.psnr(made, truth),
             ssim=assess.ssim(made, truth),
-            sharpness=assess.sharpness_ratio(made, truth),
-            seconds=seconds,
-            rotation=rotation,
-            translation=translation,
-            coverage=float("nan") if stream is None else float(np.mean(stream.coverage)),
-            invalid=0 if stream is None else int((~np.asarray(stream.valid, bool)).sum()),
+            values=values,
+            invalid=invalid,
+            clips=None if ours is None or theirs is None else (ours, theirs),
         )
 
-    def summary(self) -> dict[str, dict[str, Any]]:
-        """By name: means with intervals over all scored episodes, for JSON (null where unknown)."""
-        return summarise(self.names, [scores for _, scores in self.scored], seed=self.seed)
+    def _features(self, frames: np.ndarray) -> np.ndarray | None:
+        """[N, D] of the clips in frames, or None where they are too few for one."""
+        clips = clips_of(frames)
+        if not clips or self.features is None:
+            return None
+        return np.concatenate([self.features(np.asarray(clip)[None]) for clip in clips])
+
+    def summary(self, missing: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+        """By name: means with intervals over all scored episodes, as `summarise` gives them."""
+        scored = [scores for _, scores in self.scored]
+        return summarise(self.names, scored, seed=self.seed, missing=missing)
 
 
 def stream_pose_error(
     episode: Episode, stream: WristStream | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(degrees [T], centimetres [T]) between a stream's pose and the measured one, or empty.
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """(degrees [T], centimetres [T], scale) of a stream's pose against the measured one, or empty.
 
-    They share a world, the robot base, only where the anchors are calibrated: without that, a
-    stream's world is the first anchor camera and nothing says where it stands.
+    Compared relative to the first anchor camera where the dataset knows it; else nothing ties the
+    stream's world to the robot, and the whole path is brought there by one similarity.
     """
-    nothing = np.empty(0), np.empty(0)
+    nothing = np.empty(0), np.empty(0), float("nan")
     measured = episode.measured_wrist_pose()
-    if stream is None or stream.pose is None or measured is None:
+    if stream is None or stream.pose is None or stream.anchor_pose is None or measured is None:
         return nothing
-    if any(view.pose is None or view.K is None for view in episode.anchors):
-        return nothing
-    return assess.pose_error(np.asarray(stream.pose, np.float64), measured)
+    pose, anchor = (np.asarray(p, np.float64) for p in (stream.pose, stream.anchor_pose))
+    known = episode.anchors[0].pose
+    if known is not None:
+        # Both as turns and shifts from the anchor: whatever world the stream took cancels out.
+        measured = measured @ np.linalg.inv(np.asarray(known, np.float64))
+        pose, scale = assess.scaled_about_anchor(pose @ np.linalg.inv(anchor), measured)
+    else:
+        pose, scale = assess.aligned_to(pose, measured)
+    turn, shift = assess.pose_error(pose, measured)
+    return turn, shift if np.isfinite(scale) else np.empty(0), scale
 
 
-def summarise(
-    names: Sequence[str], scored: Sequence[Mapping[str, Score]], *, seed: int
-) -> dict[str, dict[str, Any]]:
-    """By name: the figures over all scored episodes, as `METRICS` says. Null where unknown."""
-    table: dict[str, dict[str, Any]] = {}
-    first = names[0]
-    for name in names:
-        own = [scores[name] for scores in scored]
-        row: dict[str, Any] = {}
-        for metric in ("psnr", "ssim"):
-            means = np.array([getattr(score, metric).mean() for score in own])
-            row[metric] = assess.bootstrap(means, seed=seed).as_dict()
-            if name != first:
-                best = np.array([getattr(scores[first], metric).mean() for scores in scored])
-                row[f"{metric}_ahead"] = assess.bootstrap(best - means, seed=seed).as_dict()
-        sharp = [score.sharpness for score in own if np.isfinite(score.sharpness)]
-        frames = sum(len(score.psnr) for score in own)
-        coverage = [score.coverage for score in own if np.isfinite(score.coverage)]
-        row["sharpness"] = _median(np.array(sharp))
-        row["seconds_per_frame"] = (
-            None if name == COPY else sum(score.seconds for score in own) / frames
-        )
-        row["pose_rotation_deg"] = _median(np.concatenate([s.rotation for s in own]))
-        row["pose_translation_cm"] = _median(np.concatenate([s.translation for s in own]))
-        row["coverage"] = float(np.mean(coverage)) if coverage else None
-        row["invalid_frames"] = sum(score.invalid for score in own)
-        table[name] = row
-    return table
+def stream_depth_error(episode: Episode, stream: WristStream | None) -> float:
+    """`assess.depth_error` of the depth that a stream was made with; NaN where none is recorded."""
+    if stream is None or stream.depth is None:
+        return float("nan")
+    known = recorded_depth(episode, (stream.depth.shape[2], stream.depth.shape[3]))
+    if known is None:
+        return float("nan")
+    return assess.depth_error(stream.depth, known[:, : stream.depth.shape[1]].numpy())
 
 
-def format_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summary as aligned plain text, one line a way."""
-    head = ("way", "PSNR dB [95%]", "SSIM [95%]", "sharpness", "s/frame", "pose error")
-    lines = [head] + [
-        (
-            name,
-            interval_text(row["psnr"], 2),
-            interval_text(row["ssim"], 3),
-            number_text(row["sharpness"], 2),
-            number_text(row["seconds_per_frame"], 3),
-            pose_text(row),
-        )
-        for name, row in summary.items()
-    ]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
-def interval_text(interval: Mapping[str, float], digits: int) -> str:
-    """`24.31 [23.90, 24.80]`."""
-    mean, low, high = (f"{interval[k]:.{digits}f}" for k in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
-def number_text(number: float | None, digits: int) -> str:
-    """The number, or a dash where there is none."""
-    return "-" if number is None else f"{number:.{digits}f}"
-
-
-def pose_text(row: Mapping[str, Any]) -> str:
-    """`2.1 deg, 1.4 cm`, or a dash where no measured pose is known."""
-    if row["pose_rotation_deg"] is None:
-        return "-"
-    return f"{row['pose_rotation_deg']:.1f} deg, {row['pose_translation_cm']:.1f} cm"
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _median(values: np.ndarray) -> float | None:
-    return float(np.median(values)) if len(values) else None
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values)) if len(values) else float("nan")

@@ -9,18 +9,23 @@ import numpy as np
 
 from ..readers.episode import Episode, WristStream
 from .baselines import BASELINES, Way
-from .evaluate import Result, interval_text, number_text, pose_text
+from .evaluate import Result
 from .report import Gauge, Player, Row, Table
+from .scores import METRICS, cell_text
 
+COLUMNS = 5  # figures with intervals that stand side by side on the page
 READING = (
     "The condition map is what the anchor views know of the scene, as points seen from the pose of "
     "the hand camera; black is what no anchor saw, or saw too uncertainly.",
     "Intervals are 95% bootstrap intervals over episodes; all ways are scored on the same ones.",
     "Sharpness is the variance of the Laplacian over that of the recorded view: 1 is as sharp, "
     "below 1 blurrier. PSNR rewards blur, so read them together, and look.",
-    "Pose error is the median difference between the pose that a frame was made for and the pose "
-    "that the dataset's calibration and kinematics give: 0 where that very pose was used, a dash "
-    "where nothing measures it.",
+    "Rotation and translation are the median difference between the pose that a frame was made for "
+    "and the pose that the dataset's calibration and kinematics give, the scale aligned: 0 where "
+    "that very pose was used.",
+    "Flicker is the mean squared error of the differences of successive frames; depth error is "
+    "relative, of the depth that the anchors were projected with, 0 where recorded depth was used.",
+    "A dash stands where the dataset or the way does not have what is to be measured.",
 )
 
 
@@ -68,42 +73,57 @@ def run_row(episode: Episode, stream: WristStream, recipe: str) -> Row:
     return Row(str(episode.record), players, episode.language, details=details)
 
 
-def evaluation_table(summary: Mapping[str, Mapping[str, Any]], episodes: int, frames: int) -> Table:
-    """The summary of an evaluation, the best PSNR and SSIM in bold."""
+def evaluation_tables(
+    summary: Mapping[str, Mapping[str, Any]], episodes: int, frames: int
+) -> list[Table]:
+    """The summary of an evaluation, the best of what is better high or low in bold.
+
+    Several tables, each no wider than the page. Metrics that no way has a figure for have no
+    column.
+    """
     first = next(iter(summary))
-    columns = ["way", "PSNR, dB", "SSIM"]
-    if len(summary) > 1:
-        columns.append(f"PSNR of {first} less this")
-    columns += ["sharpness", "seconds a frame", "pose error (median)"]
-    best = {
-        metric: max(row[metric]["mean"] for row in summary.values()) for metric in ("psnr", "ssim")
-    }
-    rows: list[list[str | Gauge]] = []
-    for name, figures in summary.items():
-        cells: list[str | Gauge] = [name]
-        for metric, digits in (("psnr", 2), ("ssim", 3)):
-            interval = figures[metric]
-            cells.append(
-                Gauge(
-                    interval_text(interval, digits),
-                    **interval,
-                    best=len(summary) > 1 and interval["mean"] == best[metric],
-                )
-            )
-        if len(summary) > 1:
-            ahead = figures.get("psnr_ahead")
-            cells.append("" if ahead is None else interval_text(ahead, 2))
-        cells += [
-            number_text(figures["sharpness"], 2),
-            number_text(figures["seconds_per_frame"], 3),
-            pose_text(figures),
+    shown = [key for key in METRICS if any(row[key] is not None for row in summary.values())]
+    columns = ["way"]
+    rows: list[list[str | Gauge]] = [[name] for name in summary]
+    for key in shown:
+        metric = METRICS[key]
+        columns.append(metric.label)
+        # As they are shown: what differs by rounding alone is drawn, and is as good, as one.
+        values = [
+            {k: round(v, metric.digits) for k, v in row[key].items()}
+            if isinstance(row[key], Mapping)
+            else row[key]
+            for row in summary.values()
         ]
-        rows.append(cells)
+        means = [value["mean"] for value in values if isinstance(value, Mapping)]
+        best = max(means, key=lambda mean: metric.better * mean) if means else None
+        for row, value in zip(rows, values, strict=True):
+            text = cell_text(value, metric.digits)
+            if not isinstance(value, Mapping):
+                row.append(text)
+                continue
+            # Where all are equal, as of one pose, none is the best.
+            bold = metric.better != 0 and value["mean"] == best and len(set(means)) > 1
+            row.append(Gauge(text, value["low"], value["mean"], value["high"], best=bold))
+        if key == "psnr" and len(summary) > 1:
+            columns.append(f"PSNR of {first} less this")
+            for row, figures in zip(rows, summary.values(), strict=True):
+                ahead = figures.get("psnr_ahead")
+                row.append("" if ahead is None else cell_text(ahead, 2))
     caption = (
         f"{episodes} episode{'s' * (episodes != 1)}, {frames} frames. Means over episodes with 95% "
-        "intervals; higher PSNR and SSIM are closer to the recorded view."
+        "intervals. Higher PSNR and SSIM are closer to the recorded view; so are lower LPIPS, FVD, "
+        "flicker and errors."
     )
-    return Table(columns, rows, caption)
+    cuts = range(1, len(columns), COLUMNS)
+    return [
+        Table(
+            [columns[0], *columns[i : i + COLUMNS]],
+            [[row[0], *row[i : i + COLUMNS]] for row in rows],
+            caption if i == 1 else "",
+        )
+        for i in cuts
+    ]
 
 
 def _anchors(episode: Episode) -> list[Player]:

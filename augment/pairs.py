@@ -28,7 +28,7 @@ class Pairs:
     """Episodes with a recorded wrist view, each with the stream of the copy where one is given.
 
     Iterating yields (Episode, stream or None), or (None, None) for a record that had to be left
-    out; `left_out` says which and why.
+    out; `left_out` says which and why. With `depth`, anchors carry what depth the dataset has.
     """
 
     dataset: Dataset
@@ -37,6 +37,7 @@ class Pairs:
     limit: int | None
     copy: Dataset | None = None
     wrist_key: str = ""
+    depth: bool = False
     left_out: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -68,7 +69,7 @@ class Pairs:
                         # The copy leaves out what has no length, so only the others pair up.
                         self.dataset.steps(raw)
                         twin = next(theirs, None) if theirs is not None else None
-                        found = self.dataset.episode(raw, wrist=self.against)
+                        found = self.dataset.episode(raw, wrist=self.against, depth=self.depth)
                         if theirs is not None:
                             stream = self._stream(twin, found)
                         episode = found
@@ -124,6 +125,7 @@ def open_pairs(
     limit: int | None = None,
     copy: Path | str | None = None,
     wrist_key: str = "wrist_rgb",
+    depth: bool = False,
 ) -> Pairs:
     """Opens the dataset, and the copy if one is given, and checks all that can be checked ahead.
 
@@ -137,11 +139,40 @@ def open_pairs(
     require_recorded(source, key)
     require_splits(source, splits or ())
     chosen = [split for split in source.splits if splits is None or split.name in splits]
-    pairs = Pairs(source, key, chosen, limit)
+    pairs = Pairs(source, key, chosen, limit, depth=depth)
     if copy is not None:
         pairs.copy = open_dataset(_copied(Path(copy), source), dataset, anchor_keys=anchor_keys)
         pairs.wrist_key = picture_key(pairs.copy, wrist_key, "--wrist-key")
     return pairs
+
+
+def training_pairs(pairs: Pairs, names: list[str] | None, limit: int) -> tuple[Pairs, str]:
+    """(the episodes that `nearest` looks in, in words which they are).
+
+    Those of the splits named; of `train`, if there is one; of all splits that are not evaluated;
+    or, where that leaves nothing, of what is evaluated, where each episode looks in the others.
+
+    Raises:
+        SourceError: there is no such split.
+    """
+    source = pairs.dataset
+    require_splits(source, names or (), "--train-split")
+    evaluated = {split.name for split in pairs.splits}
+    if names is None:
+        names = [split.name for split in source.splits if split.name == "train"]
+        names = names or [s.name for s in source.splits if s.name not in evaluated]
+    said = f"split {', '.join(names)}"
+    if not names:
+        names = sorted(evaluated)
+        said = f"no training split: the other episodes of {', '.join(names)}"
+    elif evaluated & set(names):
+        said += " (never the episode itself)"
+    chosen = [split for split in source.splits if split.name in names]
+    found = Pairs(source, pairs.against, chosen, limit)
+    records = sum(split.records for split in chosen)
+    if records > limit:
+        said += f", the first {limit} of {records} episodes"
+    return found, said
 
 
 def _copied(out: Path, source: Dataset) -> Path:
@@ -163,7 +194,7 @@ def require_recorded(dataset, key: str) -> None:
         )
 
 
-def require_splits(dataset, names: Iterable[str]) -> None:
+def require_splits(dataset, names: Iterable[str], option: str = "--split") -> None:
     """SourceError for a split that the dataset does not have; lists those that it has."""
     known = [split.name for split in dataset.splits]
     for name in names:
@@ -171,7 +202,7 @@ def require_splits(dataset, names: Iterable[str]) -> None:
             raise SourceError(
                 f"there is no split {name!r}",
                 file=dataset.folder,
-                key="--split",
+                key=option,
                 todo=f"name one of: {', '.join(known)}",
             )
 

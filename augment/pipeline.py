@@ -93,6 +93,7 @@ class Augmenter:
     ):
         self.recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
         self.device = device
+        self.keep_depth = False  # whether streams carry the anchors' depth, to be measured
         self.batch = 8  # timesteps a pass of stage 1; whoever runs out of memory makes it smaller
         parts = None if generator else ("vggt", "reconstruction")
         located = locate(self.recipe, weights, parts=parts)
@@ -194,6 +195,11 @@ class Augmenter:
         else:
             with clock("generate"):
                 frames = self.generator.generate(maps, episode, self.recipe, seed, progress)
+        depth = None
+        if self.keep_depth:
+            # The third number of the point head's points is depth for the first anchor alone.
+            views = None if found.points is None else 1
+            depth = found.depth[:, :views].float().cpu().numpy()
         valid = maps.coverage >= self.recipe.min_coverage
         frames[~valid] = 0
         return WristStream(
@@ -204,6 +210,8 @@ class Augmenter:
             holes=~maps.covered,
             pose=found.wrist_pose.numpy(),
             K=K,
+            anchor_pose=found.pose[..., 0, :, :].numpy(),
+            depth=depth,
             notes=found.notes,
             seconds=seconds,
         )

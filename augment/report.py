@@ -101,7 +101,7 @@ def write_page(
     path: Path,
     title: str,
     rows: Sequence[Row],
-    table: Table | None = None,
+    table: Table | Sequence[Table] | None = None,
     *,
     lead: Sequence[str] = (),
     provenance: Sequence[str] = (),
@@ -114,7 +114,8 @@ def write_page(
     Args:
         path: the file; its folder is made where it is missing.
         rows: the episodes, in order; views of one row must agree in T. Thinned or not.
-        table: the summary, or None (a run on a dataset that has no truth).
+        table: the summary, in one table or several below each other, or None (a run on a dataset
+            that has no truth).
         lead: paragraphs under the title.
         provenance: what is synthetic and by what it was made; stands in a marked box.
         notes: how to read the page, as a list.
@@ -176,11 +177,12 @@ def _shrunk(frames: np.ndarray, width: int | None) -> np.ndarray:
 
 
 def _page(title, rows, table, lead, provenance, notes, setting) -> str:
+    tables = [table] if isinstance(table, Table) else table or []
     slots = {
         "title": html.escape(title),
         "lead": "\n".join(f"<p>{html.escape(text)}</p>" for text in lead),
         "provenance": _box(provenance),
-        "table": _table(table) if table else "",
+        "table": "\n".join(map(_table, tables)),
         "notes": _notes(notes),
         "count": f"{len(rows)} episode{'s' * (len(rows) != 1)} shown",
         "rows": "\n".join(_row(row, index, setting) for index, row in enumerate(rows)),

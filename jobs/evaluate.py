@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 from ..readers.errors import SourceError
 
 _RECIPES = "nano,projection,mean,anchor"
+_TRAIN_EPISODES = 2000
 _EPILOG = """\
 a way is a recipe (nano, ...) or a baseline: projection (the condition map, holes filled with the
 nearest pixel), projection-holes (holes black), mean (the mean wrist picture of the training set),
-anchor (the first anchor view, resized). name:pose runs it with that wrist pose, as in nano:head.
+anchor (the first anchor view, resized), nearest (the wrist picture of the training frame whose
+anchor views look most alike). name:pose runs it with that wrist pose, as in nano:head.
 
 examples:
   nano against the plain ways, with a page to look at:
@@ -23,7 +26,11 @@ examples:
   an augmented copy that `wristaugment run` has made:
     wristaugment evaluate --dataset droid --data-dir /data --against wrist_image_left --copy OUT
 
-PSNR and SSIM are taken at the generated size; the recorded view is brought to it by area average.
+LPIPS and FVD with weights of your own; without them both read "no weights":
+    wristaugment evaluate --dataset droid --data-dir /data --against wrist_image_left \\
+        --lpips-weights alexnet-owt-7be5be79.pth --fvd-weights i3d_torchscript.pt
+
+Pictures are compared at the generated size; the recorded view is brought to it by area average.
 
 exit codes: 0 complete; 2 refused; 3 complete, with episodes left out (listed); 4 no space or no
 permission; 75 interrupted
@@ -36,7 +43,8 @@ def add_parser(subparsers) -> None:
         "evaluate",
         help="compare generated wrist views with recorded ones",
         description="Run ways of making a wrist view, or read an augmented copy, and compare them "
-        "with the recorded wrist view of the same episodes: PSNR, SSIM, sharpness, pose error.",
+        "with the recorded wrist view of the same episodes: PSNR, SSIM, LPIPS, FVD, flicker, "
+        "sharpness, pose and depth error, coverage and time, with intervals over episodes.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -83,7 +91,35 @@ def add_parser(subparsers) -> None:
         metavar="K",
         help="the copy's generated stream (default: %(default)s)",
     )
+    what.add_argument(
+        "--geometry",
+        choices=("predicted", "recorded", "auto"),
+        default="predicted",
+        help="depth of the anchors, as for `run` (default: %(default)s)",
+    )
+    what.add_argument(
+        "--train-split",
+        nargs="+",
+        metavar="S",
+        help="where `nearest` looks (default: train; without one, the splits that are not scored, "
+        "or else the other episodes)",
+    )
+    what.add_argument(
+        "--train-episodes",
+        type=int,
+        default=_TRAIN_EPISODES,
+        metavar="N",
+        help="it looks in the first N of them (default: %(default)s)",
+    )
     what.add_argument("--weights", metavar="DIR", help="weights of your own for the recipes")
+    what.add_argument(
+        "--lpips-weights",
+        metavar="FILE",
+        help="torchvision's AlexNet, VGG-16 or SqueezeNet 1.1, for LPIPS",
+    )
+    what.add_argument(
+        "--fvd-weights", metavar="FILE", help="StyleGAN-V's i3d_torchscript.pt, for FVD"
+    )
     what.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
     what.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     result = parser.add_argument_group("result")
@@ -104,9 +140,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SourceError: refused, or not one episode could be scored.
     """
-    from ..augment.evaluate import METRICS, format_table
     from ..augment.pairs import open_pairs
-    from .mirror import localise, release_all
+    from ..augment.scores import GENERAL, METRICS, format_table, unknown
+    from .mirror import localise
     from .output import COMPLETE, QUARANTINED, speaker, write_json
     from .plan import split_values
     from .progress import Progress
@@ -120,17 +156,20 @@ def run(args: argparse.Namespace) -> int:
         limit=args.episodes,
         copy=args.copy and localise(args.copy),
         wrist_key=args.wrist_key,
+        depth=True,
     )
-    scorer = _scorer(args)
-    fingerprints = scorer.load()
-    rows, shard = [], None
+    say = speaker(args.json)
+    scorer, missing, fingerprints, looked_in = _scorer(args, pairs)
+    for why in missing.items():
+        say("{}: {}".format(*why))
+    fingerprints |= scorer.load()
+    for line in looked_in:
+        say(f"nearest: {line}")
+    rows = []
     progress = Progress(pairs.total, 0)
     try:
-        for done, (episode, copied) in enumerate(pairs):
+        for done, (episode, copied) in enumerate(_released(pairs)):
             if episode is not None:
-                if shard != (episode.record.split, episode.record.shard):
-                    shard = episode.record.split, episode.record.shard
-                    release_all(_shard_files(pairs, episode.record))
                 with pairs.leaving_out(episode.record):
                     result = scorer(episode, copied)
                     if args.page and len(rows) < args.page_episodes:
@@ -140,17 +179,23 @@ def run(args: argparse.Namespace) -> int:
         progress.close()
     if not scorer.scored:
         raise _nothing(pairs)
-    summary = scorer.summary()
+    summary = scorer.summary(missing)
     report = {
         "dataset": pairs.dataset.name,
         "version": pairs.dataset.version,
         "against": pairs.against,
         "splits": [split.name for split in pairs.splits],
         "seed": args.seed,
-        "metrics": METRICS,
+        "geometry": args.geometry,
+        "metrics": {**{key: metric.what for key, metric in METRICS.items()}, **GENERAL},
+        "no_weights": missing,
+        "nearest": looked_in,
         "weights": fingerprints,
         "ways": {way.name: {"recipe": way.recipe, "pose": way.pose} for way in scorer.ways},
         "frames": sum(len(scores[scorer.names[0]].psnr) for _, scores in scorer.scored),
+        "invalid_frames": {
+            name: sum(scores[name].invalid for _, scores in scorer.scored) for name in scorer.names
+        },
         "recipes": summary,
         "episodes": [
             {"record": str(record), "recipes": {n: s.as_dict() for n, s in scores.items()}}
@@ -158,16 +203,29 @@ def run(args: argparse.Namespace) -> int:
         ],
         "left_out": pairs.left_out,
     }
-    say = speaker(args.json)
     for left in pairs.left_out[:20]:
         say(f"left out {left['record']}: {left['reason']}")
     say(f"{len(scorer.scored)} episodes, {report['frames']} frames of {pairs.against}")
-    say(format_table(summary))
+    say(format_table(summary, shutil.get_terminal_size((100, 24)).columns))
+    if lacking := unknown(summary):
+        say(f"not known here: {', '.join(lacking)}")
     if args.page:
         size = _write_page(Path(args.page), rows, report, scorer, args.copy, pairs.wrist_key)
         say(f"page: {args.page} ({size / 1e6:.1f} MB)")
     write_json(args.json, report)
     return QUARANTINED if pairs.left_out else COMPLETE
+
+
+def _released(pairs):
+    """The pairs; of files that lie elsewhere only those of the shard that is read are kept."""
+    from .mirror import release_all
+
+    shard = None
+    for episode, copied in pairs:
+        if episode is not None and shard != (episode.record.split, episode.record.shard):
+            shard = episode.record.split, episode.record.shard
+            release_all(_shard_files(pairs, episode.record))
+        yield episode, copied
 
 
 def _shard_files(pairs, record) -> list[Path]:
@@ -180,9 +238,11 @@ def _shard_files(pairs, record) -> list[Path]:
     return files
 
 
-def _scorer(args: argparse.Namespace):
+def _scorer(args: argparse.Namespace, pairs):
+    """(scorer, metric -> why it has no weights, fingerprints of those it has, what nearest saw)."""
     from ..augment.baselines import parse_ways
     from ..augment.evaluate import Scorer
+    from ..augment.perceptual import open_perceptual
     from ..augment.recipe import get_recipe, weights_folder
     from .cluster import device_here
     from .plan import split_values
@@ -190,21 +250,59 @@ def _scorer(args: argparse.Namespace):
     names = split_values(args.recipes) or ([] if args.copy else split_values([_RECIPES]))
     ways = parse_ways(names, poses=args.pose) if names else []
     weights = Path(args.weights) if args.weights else None
-    device = device_here(args.device) if any(way.runs_recipe for way in ways) else "cpu"
+    networks = args.lpips_weights or args.fvd_weights or any(way.runs_recipe for way in ways)
+    device = device_here(args.device) if networks else "cpu"
+    lpips, fvd = (path and Path(path) for path in (args.lpips_weights, args.fvd_weights))
+    perceptual = open_perceptual(lpips or None, fvd or None, device)
+    looked_in: list[str] = []
 
     def augmenter(recipe: str):
-        from ..augment.pipeline import make_augmenter
+        from ..augment.pipeline import Augmenter, make_augmenter
 
-        return make_augmenter(recipe, device=device, weights=weights)
+        made = make_augmenter(recipe, device=device, weights=weights)
+        if isinstance(made, Augmenter):
+            made.keep_depth = True
+        return made
 
-    return Scorer(
+    scorer = Scorer(
         ways,
         augmenter,
         wrist_size=lambda recipe: get_recipe(recipe).wrist_size,
         weights=lambda recipe: weights_folder(get_recipe(recipe), weights),
         seed=args.seed,
         with_copy=args.copy is not None,
+        geometry=args.geometry,
+        neighbours=lambda size: _neighbours(args, pairs, size, looked_in),
+        lpips=perceptual.lpips,
+        features=perceptual.features,
     )
+    return scorer, perceptual.missing, dict(perceptual.fingerprint), looked_in
+
+
+def _neighbours(args: argparse.Namespace, pairs, size: tuple[int, int], said: list[str]):
+    """The training frames that `nearest` looks in; adds what they are to `said`."""
+    from ..augment.nearest import Neighbours
+    from ..augment.pairs import training_pairs
+    from .plan import split_values
+    from .progress import Progress
+
+    if args.train_episodes < 1:
+        raise SourceError(f"{args.train_episodes}", key="--train-episodes", todo="give 1 or more")
+    training, words = training_pairs(pairs, split_values(args.train_split), args.train_episodes)
+    found = Neighbours(size)
+    progress = Progress(training.total, 0)
+    try:
+        for done, (episode, _) in enumerate(_released(training)):
+            if episode is not None and episode.anchors:
+                found.add(episode)
+            progress.update(done + 1)
+    finally:
+        progress.close()
+    words += f"; {found.frames} frames of {found.episodes} episodes"
+    if training.left_out:
+        words += f", {len(training.left_out)} could not be read"
+    said.append(words)
+    return found
 
 
 def _page_row(result, ways):
@@ -216,7 +314,7 @@ def _page_row(result, ways):
 
 def _write_page(path: Path, rows, report: dict, scorer, copy: str | None, wrist_key: str) -> int:
     from .. import __version__
-    from ..augment.pages import READING, evaluation_table
+    from ..augment.pages import READING, evaluation_tables
     from ..augment.report import write_page
 
     recipes = {way.recipe: report["weights"].get(way.recipe, {}) for way in scorer.ways}
@@ -243,13 +341,15 @@ def _write_page(path: Path, rows, report: dict, scorer, copy: str | None, wrist_
     ]
     if len(rows) < episodes:
         lead.append(f"Figures are over {episodes} episodes; the first {len(rows)} are shown.")
+    lead += [f"nearest: {words}." for words in report["nearest"]]
+    lead += [f"{metric.upper()}: {why}." for metric, why in report["no_weights"].items()]
     if report["left_out"]:
         lead.append(f"{len(report['left_out'])} episodes had to be left out.")
     return write_page(
         path,
         f"Wrist views of {report['dataset']}",
         rows,
-        evaluation_table(report["recipes"], episodes, report["frames"]),
+        evaluation_tables(report["recipes"], episodes, report["frames"]),
         lead=lead,
         provenance=provenance,
         notes=READING,

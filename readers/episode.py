@@ -104,6 +104,9 @@ class WristStream:
         condition: [T, H, W, 3] uint8, the condition map with its holes black.
         holes: [T, H, W] bool, True where the condition map saw nothing.
         pose: [T, 4, 4] the world-to-camera pose it was made for; K: [3, 3] at H x W.
+        anchor_pose: [4, 4] or [T, 4, 4], the first anchor camera in the world of `pose`.
+        depth: [T, S, h, w] float32, the depth that the first S anchors were projected with, at the
+            size the network saw; only where it was asked for.
         notes: what was chosen and why (pose source, geometry source), for people and manifests.
         seconds: wall time by stage.
     """
@@ -115,5 +118,7 @@ class WristStream:
     holes: np.ndarray | None = None
     pose: np.ndarray | None = None
     K: np.ndarray | None = None
+    anchor_pose: np.ndarray | None = None
+    depth: np.ndarray | None = None
     notes: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

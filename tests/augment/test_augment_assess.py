@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.linalg import sqrtm
 from scipy.spatial.transform import Rotation
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from wristaugment.augment import assess
@@ -141,3 +142,78 @@ def test_bootstrap_of_one_or_no_episode():
     assert assess.bootstrap([7.5]).as_dict() == {"mean": 7.5, "low": 7.5, "high": 7.5}
     assert np.isnan(assess.bootstrap([float("nan")]).mean)
     assert assess.bootstrap([3.0, float("nan")]).mean == 3.0
+
+
+def test_flicker_is_the_error_of_what_changes():
+    rng = np.random.default_rng(4)
+    truth = rng.integers(40, 200, (5, 12, 12, 3), dtype=np.uint8)
+    assert assess.flicker(truth, truth) == 0
+    assert assess.flicker(truth + np.uint8(9), truth) == 0  # another colour, no flicker
+    jumps = truth.copy()
+    jumps[1::2] += 6
+    assert assess.flicker(jumps, truth) == 36
+    assert np.isnan(assess.flicker(truth[:1], truth[:1]))
+
+
+def test_depth_error_knows_no_scale_and_leaves_the_unknown_out():
+    known = np.array([[1.0, 2.0, 4.0, 0.0]])
+    assert assess.depth_error(known * 3, known) == pytest.approx(0)
+    found = np.array([[1.0, 2.0, 5.0, 7.0]])
+    assert assess.depth_error(found, known) == pytest.approx(0.25 / 3)
+    assert np.isnan(assess.depth_error(found, np.zeros((1, 4))))
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form():
+    rng = np.random.default_rng(6)
+    samples, features = 4000, 6
+    # Samples whitened and coloured anew have exactly the moments that the closed form is of.
+    draws = [rng.normal(size=(samples, features)) for _ in range(2)]
+    white = []
+    for x in draws:
+        x = x - x.mean(axis=0)
+        root = np.linalg.cholesky(np.linalg.inv(np.cov(x, rowvar=False)))
+        white.append(x @ root)
+    a = white[0] * np.arange(1, 7) + 1
+    b = white[1] * np.arange(2, 8) - 1
+    expected = features * 2**2 + np.sum((np.arange(1, 7) - np.arange(2, 8)) ** 2)
+    assert assess.frechet_distance(a, b) == pytest.approx(expected)
+    # Correlated ones, against the matrix root that the definition has.
+    mix = rng.normal(size=(2, features, features))
+    a, b = a @ mix[0], b @ mix[1]
+    s, t = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(s + t - 2 * sqrtm(s @ t).real)
+    assert assess.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_distance_with_fewer_samples_than_features():
+    x = np.random.default_rng(7).normal(size=(5, 400))
+    assert assess.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert assess.frechet_distance(x, x + 0.5) == pytest.approx(100)
+    with pytest.raises(ValueError, match="no Frechet distance"):
+        assess.frechet_distance(x[:1], x)
+
+
+def test_the_scale_is_aligned_about_the_anchor():
+    rng = np.random.default_rng(8)
+    rotation, centre = Rotation.random(6, random_state=9), rng.normal(size=(6, 3))
+    measured = _poses(rotation, centre)
+    scaled, scale = assess.scaled_about_anchor(_poses(rotation, centre / 2.5), measured)
+    assert scale == pytest.approx(2.5)
+    np.testing.assert_allclose(assess.pose_error(scaled, measured), 0, atol=1e-6)
+
+
+def test_a_path_is_brought_into_the_measured_world():
+    rng = np.random.default_rng(10)
+    rotation, centre = Rotation.random(6, random_state=11), rng.normal(size=(6, 3))
+    measured = _poses(rotation, centre)
+    turn = Rotation.from_rotvec([0.4, -1.0, 0.3])  # other world <- base
+    other = _poses(rotation * turn.inv(), 0.3 * turn.apply(centre) + [5, -1, 2])
+    aligned, scale = assess.aligned_to(other, measured)
+    assert scale == pytest.approx(1 / 0.3)
+    np.testing.assert_allclose(assess.pose_error(aligned, measured), 0, atol=1e-5)
+    # A turn of single frames is left as an error, not aligned away.
+    wrong = other.copy()
+    wrong[2, :3, :3] = Rotation.from_rotvec([0, 0, 0.5]).as_matrix() @ wrong[2, :3, :3]
+    turned, _ = assess.pose_error(assess.aligned_to(wrong, measured)[0], measured)
+    assert turned.argmax() == 2 and turned[2] > 20
+    assert np.isnan(assess.aligned_to(other[:1], measured[:1])[1])

@@ -1,25 +1,31 @@
 """Scoring: right figures for right ways, one run per recipe and pose, no sight of the truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 from wristaugment.augment import assess
 from wristaugment.augment.baselines import MEAN_PICTURE, parse_ways
-from wristaugment.augment.evaluate import COPY, Scorer, format_table
-from wristaugment.augment.pages import evaluation_row, evaluation_table, run_row
+from wristaugment.augment.evaluate import Scorer, stream_pose_error
+from wristaugment.augment.nearest import Neighbours
+from wristaugment.augment.pages import evaluation_row, evaluation_tables, run_row
 from wristaugment.augment.report import Gauge
+from wristaugment.augment.scores import COPY, METRICS, NO_WEIGHTS, format_table
 from wristaugment.augment.seeds import record_seed
 from wristaugment.readers.episode import Episode, Record, View, WristStream
 from wristaugment.readers.errors import SourceError
 
 SIZE = (20, 28)
+ANCHOR = np.eye(4)
+ANCHOR[:3, 3] = [0.0, 0.0, 1.0]  # the hand camera stands a metre from the anchor
 
 
 def make_episode(index: int, steps: int = 4, *, calibrated: bool = True) -> Episode:
     """An episode whose wrist view is twice the generated size."""
     rng = np.random.default_rng(index)
     frames = lambda h, w: rng.integers(30, 220, (steps, h, w, 3), dtype=np.uint8)
-    known = {"K": np.eye(3), "pose": np.eye(4)} if calibrated else {}
+    known = {"K": np.eye(3), "pose": ANCHOR} if calibrated else {}
     return Episode(
         Record("val", 0, index),
         [View("observation/left", frames(48, 64), **known)],
@@ -34,10 +40,10 @@ class FakeAugmenter:
     """Gives the truth plus a bias (`auto`), or a worse one with a shifted pose (`head`)."""
 
     def __init__(self, truths):
-        self.truths, self.calls = truths, []
+        self.truths, self.calls, self.depth = truths, [], None
         self.fingerprint = {"weights.safetensors": "ab" * 32}
 
-    def __call__(self, episode, *, seed, pose="auto", progress=None):
+    def __call__(self, episode, *, seed, pose="auto", geometry="predicted"):
         assert episode.wrist is None, "the truth must not be shown to what is scored"
         self.calls.append((episode.record, seed, pose))
         truth = self.truths[episode.record].astype(int)
@@ -58,6 +64,8 @@ class FakeAugmenter:
             condition=condition,
             holes=holes,
             pose=poses,
+            anchor_pose=ANCHOR,
+            depth=self.depth,
             notes={"pose": f"{pose} was asked for"},
             seconds={"project": 0.25, "generate": 0.0},
         )
@@ -125,10 +133,11 @@ def test_pose_error_is_reported_where_it_can_be_known(bench):
     scorer = make("nano", "nano:head", "mean")
     scorer(episodes[0])
     summary = scorer.summary()
-    assert summary["nano"]["pose_rotation_deg"] == pytest.approx(0, abs=1e-9)
-    assert summary["nano:head"]["pose_translation_cm"] == pytest.approx(2.0)
+    assert summary["nano"]["pose_rotation_deg"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert summary["nano"]["pose_scale"]["mean"] == pytest.approx(1)
+    assert summary["nano:head"]["pose_translation_cm"]["mean"] == pytest.approx(2.0, abs=1e-3)
     assert summary["mean"]["pose_rotation_deg"] is None
-    # Without calibrated anchors the stream's world is another one.
+    # Without a calibrated anchor only the path itself could tell, and this one stands still.
     bare = make_episode(7, calibrated=True)
     bare.anchors[0].pose = None
     augmenter.truths[bare.record] = assess.resize_frames(bare.wrist.frames, SIZE)
@@ -137,13 +146,113 @@ def test_pose_error_is_reported_where_it_can_be_known(bench):
     assert other.summary()["nano"]["pose_translation_cm"] is None
 
 
+def test_the_pose_is_compared_relative_to_the_anchor_in_whatever_world(bench):
+    episode = bench[0][0]
+    path = np.tile(np.eye(4), (4, 1, 1))
+    path[:, 0, 3] = [0.0, 0.1, 0.2, 0.3]
+    episode.eef_pose = path
+    measured = episode.measured_wrist_pose()
+    stream = bench[1](replace(episode, wrist=None), seed=0)
+    world = np.eye(4)
+    world[:3, :3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
+    world[:3, 3] = [3.0, -2.0, 5.0]
+    stream.pose, stream.anchor_pose = measured @ world, ANCHOR @ world
+    for known in (ANCHOR, None):  # known: exactly so; unknown: found from the path
+        episode.anchors[0].pose = known
+        turn, shift, scale = stream_pose_error(episode, stream)
+        np.testing.assert_allclose(turn, 0, atol=1e-6)
+        np.testing.assert_allclose(shift, 0, atol=1e-6)
+        assert scale == pytest.approx(1)
+    stream.anchor_pose = None
+    assert len(stream_pose_error(episode, stream)[0]) == 0
+
+
+def test_depth_error_is_of_the_depth_that_was_used(bench):
+    episodes, augmenter, make = bench
+    known = np.full((4, 48, 64), 2.0, np.float32)
+    known[:, :, 32:] = 0  # unknown
+    episodes[0].anchors[0].depth = known
+    augmenter.depth = np.full((4, 1, 24, 32), 1.0, np.float32)
+    augmenter.depth[:, :, :6, :16] = 1.5  # a quarter of what is known is half as far again
+    scorer = make("nano", "mean")
+    scorer(episodes[0])
+    assert scorer.summary()["nano"]["depth_error"]["mean"] == pytest.approx(0.125)
+    assert scorer.summary()["mean"]["depth_error"] is None
+
+
+def test_the_nearest_training_frame_is_never_the_episodes_own(bench):
+    episodes, _, make = bench
+
+    def neighbours(size):
+        found = Neighbours(size)
+        for episode in episodes:
+            found.add(episode)
+        return found
+
+    scorer = make("nearest", neighbours=neighbours)
+    scorer.load()
+    # The anchors of episode 1 become nearly those of episode 0, backwards.
+    first = episodes[0].anchors[0].frames
+    episodes[1].anchors[0].frames = (first[::-1].astype(int) + 1).astype(np.uint8)
+    made = scorer(episodes[1]).views["nearest"]
+    truth = assess.resize_frames(episodes[0].wrist.frames, SIZE)
+    assert (made == truth[::-1]).all()
+    # Its own frames match exactly, and are not taken.
+    own = scorer(episodes[0]).views["nearest"]
+    assert not any((frame == other).all() for frame, other in zip(own, truth, strict=True))
+    lone = Neighbours(SIZE)
+    lone.add(episodes[0])
+    with pytest.raises(SourceError, match="--train-split"):
+        lone.find(episodes[0])
+
+
+def test_what_has_no_weights_says_so_and_what_has_is_measured(bench):
+    episodes, _, make = bench
+    scorer = make("nano", "mean", lpips=lambda made, truth: np.full(len(made), 0.25))
+    for episode in episodes:
+        scorer(episode)
+    summary = scorer.summary({"fvd": "no weights (not given)"})
+    assert summary["nano"]["fvd"] == NO_WEIGHTS and summary["mean"]["fvd"] == NO_WEIGHTS
+    assert summary["nano"]["lpips"] == {"mean": 0.25, "low": 0.25, "high": 0.25}
+    assert set(METRICS) <= set(summary["nano"])
+    for figures in summary.values():
+        for value in figures.values():
+            assert value in (None, NO_WEIGHTS) or set(value) == {"mean", "low", "high"}
+    assert NO_WEIGHTS in format_table(summary)
+
+
+def test_fvd_is_over_the_clips_of_all_episodes(bench):
+    _, augmenter, make = bench
+    episodes = [make_episode(i, steps=12) for i in range(4)]
+    augmenter.truths = {e.record: assess.resize_frames(e.wrist.frames, SIZE) for e in episodes}
+    seen = []
+
+    def features(clips):
+        seen.append(clips.shape)
+        return clips.reshape(len(clips), -1)[:, :5].astype(float)
+
+    scorer = make("nano", "nano:head", features=features)
+    for episode in episodes:
+        scorer(episode)
+    assert set(seen) == {(1, 12, *SIZE, 3)} and len(seen) == 12  # the truth once an episode
+    figures = [scorer.summary()[name]["fvd"] for name in ("nano", "nano:head")]
+    # Every feature is off by the same bias, so only the means differ.
+    assert [f["mean"] for f in figures] == pytest.approx([5 * 4**2, 5 * 16**2])
+    assert all(f["low"] <= f["mean"] <= f["high"] for f in figures)
+    short = make("nano", features=features)
+    augmenter.truths[bench[0][0].record] = assess.resize_frames(bench[0][0].wrist.frames, SIZE)
+    short(bench[0][0])
+    assert short.summary()["nano"]["fvd"] is None  # four frames are no clip
+
+
 def test_frames_that_could_not_be_made_are_counted(bench):
     episodes, _, make = bench
     scorer = make("nano", "mean")
     for episode in episodes:
         scorer(episode)
-    assert scorer.summary()["nano"]["invalid_frames"] == 3
-    assert scorer.summary()["mean"]["invalid_frames"] == 0
+    assert sum(scores["nano"].invalid for _, scores in scorer.scored) == 3
+    assert scorer.summary()["nano"]["invalid"]["mean"] == 0.25
+    assert scorer.summary()["mean"]["invalid"] is None
 
 
 def test_a_copy_is_scored_at_its_own_size(bench):
@@ -156,7 +265,7 @@ def test_a_copy_is_scored_at_its_own_size(bench):
     assert scorer.summary()[COPY]["psnr"]["mean"] == pytest.approx(20 * np.log10(255 / 2))
     assert scorer.summary()[COPY]["seconds_per_frame"] is None
     assert scorer.summary()[COPY]["coverage"] is None
-    assert scorer.summary()[COPY]["invalid_frames"] == 1
+    assert scorer.summary()[COPY]["invalid"]["mean"] == 0.25
     assert result.truth.shape[1:3] == (14, 20)
 
 
@@ -189,11 +298,15 @@ def test_the_table_has_a_line_a_way(bench):
     episodes, _, make = bench
     scorer = make("nano:head", "mean")
     scorer(episodes[0])
-    lines = format_table(scorer.summary()).splitlines()
+    lines = format_table(scorer.summary(), width=1000).splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("way") and lines[1].startswith("nano:head")
-    assert "24.05 [24.05, 24.05]" in lines[1] and "2.0 cm" in lines[1]
-    assert lines[2].rstrip().endswith("-")
+    assert "24.05 [24.05, 24.05]" in lines[1] and "2.00 [2.00, 2.00]" in lines[1]
+    assert "-" in lines[2].split()
+    narrow = format_table(scorer.summary(), width=60)
+    assert max(map(len, narrow.splitlines())) <= 60
+    again = ["way", "nano:head", "mean"] * narrow.count("\n\n")  # further blocks name them anew
+    assert sorted(narrow.split()) == sorted(" ".join(lines).split() + again)
 
 
 def test_the_row_shows_anchors_conditions_ways_and_truth(bench):
@@ -218,10 +331,21 @@ def test_the_table_marks_the_best(bench):
     episodes, _, make = bench
     scorer = make("mean", "nano")
     scorer(episodes[0])
-    table = evaluation_table(scorer.summary(), 1, 4)
+    tables = evaluation_tables(scorer.summary({"lpips": "no weights"}), 1, 4)
+    table = tables[0]
     best = {row[0]: row[1].best for row in table.rows if isinstance(row[1], Gauge)}
     assert best == {"mean": False, "nano": True}
-    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert all(len(row) == len(t.columns) <= 6 for t in tables for row in t.rows)
+    assert all([row[0] for row in t.rows] == ["mean", "nano"] for t in tables)
+    columns = [column for t in tables for column in t.columns[1:]]
+    assert columns[:4] == ["PSNR dB", "PSNR of mean less this", "SSIM", "LPIPS"]
+    assert [row[4] for row in table.rows] == ["no weights"] * 2
+    assert "depth error" not in columns and "coverage" in columns
+    # Less flicker is better, and of coverage nothing is.
+    by_name = {t.columns[i]: [r[i] for r in t.rows] for t in tables for i in range(len(t.columns))}
+    flickers = [(cell.mean, cell.best) for cell in by_name["flicker"]]
+    assert min(flickers)[1] and not max(flickers)[1]
+    assert not by_name["coverage"][1].best
 
 
 def test_a_row_without_truth(bench):

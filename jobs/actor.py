@@ -14,8 +14,9 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..readers.dataset import Shard
 from ..readers.errors import SourceError
 from ..readers.files import present_all
 from .ahead import Ahead
@@ -27,6 +28,9 @@ from .storage import FolderStorage, ObjectStorage
 from .streams import StreamStore
 from .trial import try_alone
 from .work import Made, RecordMaker, Work, staging_folder
+
+if TYPE_CHECKING:
+    from .takeover import Takeover
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Outcome:
         entry: for "done", what the ledger records:
             {"result": ..., "sha256": {file: hash}, "quality": [...]}.
         text: else, what happened; trace: the traceback of "failed".
-        facts: on the process, as of `ShardActor.about`; "batch" where memory made it smaller.
+        facts: on the process, as of `ShardActor.about`; "batch" where memory made it smaller;
+            "takeover", for people, of a shard that was published before.
     """
 
     kind: str
@@ -90,6 +95,7 @@ class ShardActor:
         staged: str,
         streams: str | None = None,
         given_up: dict[int, str] | None = None,
+        again: bool = False,
     ) -> Outcome:
         """Make one shard in a new folder `staged`, fsynced; publishing it is the driver's part.
 
@@ -97,6 +103,7 @@ class ShardActor:
             staged: below OUT, granted by the driver (see `board`).
             streams: below OUT, where finished episodes are kept until the shard is.
             given_up: records not to be tried any more, and why.
+            again: the shard may have been published before; what is good of it is taken over.
         """
         with self._outcomes(split, index, staged) as said, Board(self.store, staged) as board:
             try:
@@ -107,7 +114,8 @@ class ShardActor:
                 return said[0]
             shard = self.shards[split, index]
             present_all(self.dataset.shard_files(shard))
-            attempt = _Attempt(self, board, self._kept(streams, board), given_up or {})
+            taken = self._takeover(shard) if again else None
+            attempt = _Attempt(self, board, self._kept(streams, board), given_up or {}, taken)
             with staging_folder(self.store, staged) as folder, self._faults(staged):
                 with Ahead(attempt.read, attempt.make, lambda raw: _wanted(raw, shard)) as ahead:
                     self.copy.ahead = ahead.records
@@ -120,7 +128,8 @@ class ShardActor:
             release_all(below=self.dataset.folder / "meta")  # LeRobot's tables are read every time
             entry = {"result": dataclasses.asdict(result), "quality": attempt.quality}
             entry = self._without_paths(entry) | {"sha256": sums}
-            said.append(Outcome("done", entry=entry, facts=self.about()))
+            facts = self.about() | attempt.told()
+            said.append(Outcome("done", entry=entry, facts=facts))
         return said[0]
 
     def try_record(self, split: str, index: int, record: int, staged: str, streams: str) -> Outcome:
@@ -169,6 +178,12 @@ class ShardActor:
             return not board.lost
 
         return StreamStore(self.store, streams, granted)
+
+    def _takeover(self, shard: Shard) -> Takeover:
+        from .takeover import Takeover
+
+        assert self.maker is not None
+        return Takeover(self.work, self.copy, self.maker, shard)
 
     @property
     def keeps(self) -> bool:
@@ -221,9 +236,15 @@ class _Attempt:
     ahead: Ahead
 
     def __init__(
-        self, actor: ShardActor, board: Board, store: StreamStore | None, given_up: dict[int, str]
+        self,
+        actor: ShardActor,
+        board: Board,
+        store: StreamStore | None,
+        given_up: dict[int, str],
+        takeover: Takeover | None = None,
     ):
         self.actor, self.board, self.store, self.given_up = actor, board, store, given_up
+        self.takeover, self.asked, self.taken = takeover, 0, 0
         self.quality: list[dict] = []
         assert actor.maker is not None
         self.maker = actor.maker
@@ -233,24 +254,29 @@ class _Attempt:
         made: Made = self.ahead.result(raw)
         if made.quality is not None:
             self.quality.append(made.quality)
+        self.asked, self.taken = self.asked + 1, self.taken + made.taken
         self.board.made(kept=made.kept)
         self.board.at(WRITING, raw.record.index)
         return made.stream
 
     def read(self, raw):
-        """Decode a record, unless it will not be needed."""
+        """Decode a record, unless it will not be needed; or take its stream over instead."""
         index = raw.record.index
         if index in self.given_up or (self.store is not None and self.store.has(index)):
             return None
         self.board.at(READING, index)
         try:
+            if self.takeover is not None and (taken := self.takeover.load(raw)) is not None:
+                return taken
             return self.maker.read(raw)
         finally:
             self.board.at(READING, None)
 
     def make(self, raw, episode) -> Made:
-        """One record: given up, kept from an earlier attempt, or made now."""
+        """One record: given up, taken over, kept from an earlier attempt, or made now."""
         index = raw.record.index
+        if isinstance(episode, Made):
+            return episode
         if index in self.given_up:
             return Made(
                 SourceError(
@@ -272,6 +298,15 @@ class _Attempt:
             self.store.keep(index, made.stream, made.quality)
         self.board.at(MAKING, None)
         return made
+
+    def told(self) -> dict[str, str]:
+        """What the driver is to say of a takeover."""
+        if self.takeover is None or not self.takeover.published:
+            return {}
+        if self.takeover.refused:
+            return {"takeover": f"makes every episode again: {self.takeover.refused}"}
+        count = f"{self.taken} episode{'s' if self.taken != 1 else ''}"
+        return {"takeover": f"takes over {count}, makes {self.asked - self.taken}"}
 
 
 def _wanted(raw, shard) -> bool:

@@ -99,7 +99,8 @@ class Ahead:
             self._drop(self._seen.pop(passed))
         for place, key in enumerate(order[position : position + 3]):
             entry = self._seen[key]
-            if entry.decoded is None:
+            # What is being made was decoded, and its pictures let go.
+            if entry.decoded is None and entry.made is None:
                 entry.decoded = self._decoder.submit(self._decode, entry.raw)
             if place < 2 and entry.made is None:
                 entry.made = Future()

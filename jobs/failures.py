@@ -3,7 +3,8 @@
 The record's fault:
 - Its data, or the recipe on it, raise an error twice: black frames, listed, exit 3.
 - It ends or holds up (--record-timeout) the process that makes it, ATTEMPTS times: given up, which
-  is the same; `wristaugment retry` tries it again.
+  is the same.
+- `wristaugment retry` tries such records again, and takes the others over; see `takeover`.
 The job's fault:
 - An actor raises outside of a record, or has no memory for the smallest batch: its shard goes to a
   new actor, ATTEMPTS times; then exit 1.

@@ -102,6 +102,7 @@ class ActorPool:
         patience: seconds that a record may take; its actor is killed then.
         lease: seconds that an actor may show no life; its shard is given to another then.
         share: of a GPU that an actor takes.
+        again: shards may have been published before; see ShardActor.make_shard.
         room: says anew how many actors may be held, since nodes come and go; None: `count`, always.
         made: episodes that shards not yet published have, as far as their actors said. kept: those
             of all shards so far that an earlier run had made.
@@ -115,6 +116,7 @@ class ActorPool:
     patience: float = float("inf")
     lease: float = float("inf")
     share: float = 1.0
+    again: bool = False
     room: Callable[[], int] | None = None
     events: EventLog = field(default_factory=lambda: EventLog.open(None))
     made: int = 0
@@ -192,6 +194,8 @@ class ActorPool:
                     if attempt is not None:
                         self._progress(value)
                         self._kept_before += attempt.said.kept
+                        if text := value.facts.get("takeover"):
+                            self.say(f"shard {self._name(attempt.task)}: {text}")
                         self._suspicion.forget(attempt.task)
                         yield attempt.task, value, attempt.staged
         finally:
@@ -260,7 +264,9 @@ class ActorPool:
             )
         self.events.write("shard_started", shard=self._name(task))
         given_up = self._suspicion.given_up(task)
-        return actor.make_shard.remote(task.split, task.index, attempt.staged, streams, given_up)
+        return actor.make_shard.remote(
+            task.split, task.index, attempt.staged, streams, given_up, self.again
+        )
 
     def _name(self, task: Task) -> str:
         return self.ledger.shard_name(task.split, task.index)

@@ -49,8 +49,8 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "retry",
         help="try again what `run` could not make",
-        description="Takes the options of the `run` that it continues. Shards that hold records "
-        "which could not be made are made again, the others are kept: after the source was "
+        description="Takes the options of the `run` that it continues. Records "
+        "which could not be made are tried again, the others are kept: after the source was "
         "repaired, on other machines, or with more time (--record-timeout).",
         formatter_class=plain,
     )
@@ -358,6 +358,7 @@ def _made(job, args, pending, resumed, say):
             patience=args.record_timeout,
             lease=args.lease,
             share=args.gpus_per_actor,
+            again=args.retry,
             room=room,
             events=job.events,
         )

@@ -174,19 +174,16 @@ class Comparison(Findings):
 
     def _open(self) -> Dataset | None:
         """The copy as its reader sees it."""
-        path = self.copy.folder
-        if not self.source.folder.is_dir():
-            path = path / self.source.folder.name
         try:
-            return open_dataset(path, plain=True)
+            return open_made(self.copy)
         except SourceError as error:
-            self.problem(error.file or path, error.found, key=error.key)
+            self.problem(error.file or self.copy.folder, error.found, key=error.key)
             return None
 
     def _shard(self, made: Dataset, shard: Shard, result: ShardResult, bar) -> None:
         bad = {item["record"]: item for item in result.bad}
         declared = self.source.shard(shard.split, shard.index)
-        twin = self._twin(made, declared)
+        twin = twin_of(self.source, made, declared)
         if twin is None:
             self.problem(self.copy.folder, f"has no {shard.split} shard {shard.index}")
             return
@@ -213,18 +210,6 @@ class Comparison(Findings):
                 )
         if next(others, None) is not None:
             self.problem(twin.path, "holds more than the source's records")
-
-    def _twin(self, made: Dataset, shard: Shard) -> Shard | None:
-        """The copy's counterpart of a source shard: of the same path, where paths tell them apart.
-
-        Numbers do not tell it: a file that no one can read is not in the copy.
-        """
-        place = shard.path.relative_to(self.source.root)
-        there = [s for split in made.splits for s in split.shards if split.name == shard.split]
-        same = [s for s in there if s.path.relative_to(made.root) == place]
-        if len(same) == 1:
-            return same[0]
-        return next((s for s in there if s.index == shard.index), None)
 
     def _broken(self, raw: RawRecord) -> bool:
         """Whether the source's record cannot be read from end to end."""
@@ -275,6 +260,29 @@ class Comparison(Findings):
     def _own(self, key: str) -> bool:
         """Whether a key belongs to the new stream."""
         return is_new(key, self.copy)
+
+
+def open_made(copy: DatasetCopy) -> Dataset:
+    """A published copy as its own reader sees it, without anchors.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+    source = copy.dataset.folder
+    return open_dataset(copy.folder if source.is_dir() else copy.folder / source.name, plain=True)
+
+
+def twin_of(source: Dataset, made: Dataset, shard: Shard) -> Shard | None:
+    """The copy's counterpart of a source shard: of the same path, where paths tell them apart.
+
+    Numbers do not tell it: a file that no one can read is not in the copy.
+    """
+    place = shard.path.relative_to(source.root)
+    there = [s for split in made.splits for s in split.shards if split.name == shard.split]
+    same = [s for s in there if s.path.relative_to(made.root) == place]
+    if len(same) == 1:
+        return same[0]
+    return next((s for s in there if s.index == shard.index), None)
 
 
 def is_new(key: str, copy: DatasetCopy) -> bool:

@@ -181,12 +181,13 @@ class Made:
     """What came of one record: a stream and what is said of it, or why there is none.
 
     Attributes:
-        kept: whether it is from an earlier attempt.
+        kept: whether it is from an earlier attempt. taken: whether that is the published shard.
     """
 
     stream: WristStream | SourceError
     quality: dict | None = None
     kept: bool = False
+    taken: bool = False
 
 
 class RecordMaker:
@@ -203,7 +204,7 @@ class RecordMaker:
         self.work, self.dataset = work, dataset
         self.augmenter: Any = None
         self.batch: int | None = None  # where memory forced a smaller one
-        self._reading = threading.Lock()
+        self.reading = threading.Lock()  # held while anything is read from `dataset`
 
     def load(self) -> None:
         """Load the recipe's networks, if they are not loaded."""
@@ -228,7 +229,7 @@ class RecordMaker:
     def read(self, raw) -> Episode | Exception:
         """The episode of a record, its pictures decoded unless they are very many; or the error."""
         try:
-            with self._reading:
+            with self.reading:
                 episode = self.work.read_episode(self.dataset, raw)
                 views = [view for view in episode.anchors if isinstance(view.frames, Frames)]
                 total = sum(int(np.prod(view.frames.shape)) for view in views)
@@ -243,7 +244,7 @@ class RecordMaker:
         """The same frames, read only while nobody else reads from the dataset."""
 
         def read(steps: np.ndarray) -> np.ndarray:
-            with self._reading:
+            with self.reading:
                 return frames[steps]
 
         return Frames(frames.shape, read, frames.dtype)

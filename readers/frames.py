@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -50,3 +50,18 @@ class Frames:
 
     def _none(self) -> np.ndarray:
         return np.empty((0, *self.shape[1:]), self.dtype)
+
+
+class JpegFrames(Frames):
+    """Pictures with the JPEGs that they are read from, which a writer of JPEGs takes as they are.
+
+    Decoded and encoded again they would be others.
+
+    Args:
+        frames: the pictures, [T, H, W, 3] uint8.
+        blobs: their T JPEGs.
+    """
+
+    def __init__(self, frames: Frames, blobs: Sequence[bytes]):
+        super().__init__(frames.shape, frames.__getitem__, frames.dtype)
+        self.blobs = blobs

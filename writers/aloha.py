@@ -22,6 +22,7 @@ class Copy(Hdf5Copy):
     """Writes the augmented copy."""
 
     like_siblings = True
+    gives_back = False  # a file is one episode: there are no good ones beside a bad one
     dataset: AlohaDataset
 
     def look_back(self, group: h5py.Group) -> int | None:

@@ -21,7 +21,7 @@ import yaml
 
 from ..readers.calvin import GRIPPER, GRIPPER_SIZE, STATIC, CalvinDataset, CalvinRecord
 from ..readers.calvin_folder import SplitFolder
-from ..readers.dataset import Shard
+from ..readers.dataset import Dataset, RawRecord, Shard
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
 from ..readers.files import present_all
@@ -47,6 +47,7 @@ class Copy(DatasetCopy):
 
     subset = False
     default_size = GRIPPER_SIZE  # those readers take no other
+    gives_back = True
     dataset: CalvinDataset
 
     def __init__(self, dataset: CalvinDataset, out: Path, **options):
@@ -106,6 +107,9 @@ class Copy(DatasetCopy):
         result.files = staged_files(staged, known)
         result.facts = {"frames": len(written)}
         return result
+
+    def stored(self, made: Dataset, raw: RawRecord) -> np.ndarray:
+        return np.asarray(made.frames(raw, self.stream_key))
 
     def metadata(self, results: Sequence[ShardResult]) -> dict[str, bytes]:
         facts = {

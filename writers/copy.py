@@ -24,6 +24,7 @@ from ..readers.dataset import Dataset, RawRecord, Shard, Split
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
 from ..readers.files import file_sha256, present
+from ..readers.frames import Frames
 from .atomic import copy_atomic, fsync_dir, sync_files, write_atomic
 
 VALID = "wrist_valid"
@@ -93,6 +94,8 @@ class DatasetCopy(abc.ABC):
     subset: ClassVar[bool] = True
     default_size: ClassVar[tuple[int, int] | None] = None  # what the format's readers expect
     like_siblings: ClassVar[bool] = False  # readers stack the cameras, so that sizes must agree
+    gives_back: ClassVar[bool] = False  # whether `stored` gives anything
+    closes_gaps: ClassVar[bool] = False  # what is left out is not in its shard; the rest moves up
     wrist_key: str
     stream_key: str
     replaces: bool
@@ -236,6 +239,22 @@ class DatasetCopy(abc.ABC):
         for folder in sorted(folders):
             fsync_dir(folder)
         return hashes
+
+    def stored(self, made: Dataset, raw: RawRecord) -> np.ndarray | Frames | None:
+        """The new frames of a record of a published copy, to be written once more.
+
+        Args:
+            made: the published copy. raw: a record of it, without an error.
+
+        Returns:
+            [T, H, W, 3] uint8, upright, which `write_shard` makes the same bytes of as of the
+            frames that were written; None where what is stored does not tell them, as video, which
+            is not what was encoded and becomes another video each time.
+
+        Raises:
+            SourceError: they cannot be read.
+        """
+        return None
 
     def stream(
         self, raw: RawRecord, shard: Shard, make: Make, steps: int, result: ShardResult

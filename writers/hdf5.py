@@ -22,6 +22,8 @@ _BLOCK = 8 << 20
 _MARGIN = 1 << 20
 _DEFLATE, _SHUFFLE, _FLETCHER = 1, 2, 3
 _FIRST_PLUGIN = 256  # filters below are HDF5's own; of these, others need settings of their own
+# These and, of the registered plugins, bzip2, LZF, Blosc, LZ4, bitshuffle and Zstandard.
+_LOSSLESS = frozenset((_DEFLATE, _SHUFFLE, _FLETCHER, 307, 32000, 32001, 32004, 32008, 32015))
 _V2 = b"OHDR"
 _TIMES, _PHASES = 0x20, 0x10
 
@@ -183,6 +185,12 @@ def _deflated(dataset: h5py.Dataset) -> int | None:
     filters = [plist.get_filter(index) for index in range(plist.get_nfilters())]
     codes = [code for code, *_ in filters if code != _SHUFFLE]  # which does nothing to bytes
     return int(filters[-1][2][0]) if codes == [_DEFLATE] and filters[-1][0] == _DEFLATE else None
+
+
+def lossless(dataset: h5py.Dataset) -> bool:
+    """Whether the filters of a dataset give back what was put in."""
+    plist = dataset.id.get_create_plist()
+    return all(plist.get_filter(i)[0] in _LOSSLESS for i in range(plist.get_nfilters()))
 
 
 def _same_filters(old: h5py.h5p.PropDCID, new: h5py.h5p.PropDCID) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..readers.dataset import RawRecord, Shard
+from ..readers.dataset import Dataset, RawRecord, Shard
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
 from ..readers.hdf5 import HDF5_ERRORS, dataset_at, group_at, link, named, opened, short, unsound
@@ -25,7 +25,7 @@ from .copy import (
     listed,
     staged_files,
 )
-from .hdf5 import Extension, extended, write_frames
+from .hdf5 import Extension, extended, lossless, write_frames
 
 _PER_STEP, _PER_RECORD = 512, 1 << 16  # bytes: chunk index and flags; headers and names
 
@@ -33,6 +33,7 @@ _PER_STEP, _PER_RECORD = 512, 1 << 16  # bytes: chunk index and flags; headers a
 class Hdf5Copy(DatasetCopy):
     """Writes the augmented copy of a dataset of HDF5 files; formats say what goes where."""
 
+    gives_back = True
     dataset: Hdf5Dataset
 
     def __init__(self, dataset: Hdf5Dataset, out: Path, **choices):
@@ -107,6 +108,18 @@ class Hdf5Copy(DatasetCopy):
         result.records = len(records)
         result.files = staged_files(staged)
         return result
+
+    def stored(self, made: Dataset, raw: RawRecord) -> np.ndarray | None:
+        assert isinstance(made, Hdf5Dataset)
+        path = made.file_of(raw.record)
+        where = {"file": path, "record": raw.record.index, "key": self.stream_key}
+        with opened(path) as file, named(**where):
+            found = dataset_at(made.group_of(file, raw), self.stream_key)
+            if found is None or found.ndim != 4 or not lossless(found):
+                return None  # a camera's filter for pictures is taken over to the new stream
+            flip = self.dataset.upside_down(file)
+        frames = np.asarray(made.frames(raw, self.stream_key))
+        return frames[:, ::-1] if flip else frames
 
     def metadata(self, results: Sequence[ShardResult]) -> dict[str, bytes]:
         return {}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..readers.dataset import Shard
+from ..readers.dataset import Dataset, RawRecord, Shard
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
 from ..readers.features import dump_like
@@ -26,6 +26,10 @@ from .zarr_sink import FolderSink, ZipSink
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _CONSOLIDATED = (".zmetadata", "zarr.json", f"{DATA}/.zmetadata", f"{DATA}/zarr.json")
+# Codecs, of zarr 2 and 3, that give back what was put in.
+_LOSSLESS = frozenset(
+    ("bytes", "blosc", "zstd", "gzip", "zlib", "lz4", "lzma", "bz2", "shuffle", "crc32", "crc32c")
+)
 _FLAGS = 1 << 20  # of an array of flags in one chunk
 
 
@@ -39,6 +43,7 @@ class Copy(DatasetCopy):
 
     subset: ClassVar[bool] = False
     like_siblings: ClassVar[bool] = True
+    gives_back: ClassVar[bool] = True
     dataset: ReplayBuffer
 
     def __init__(self, dataset: ReplayBuffer, out: Path, **options: Any):
@@ -113,6 +118,13 @@ class Copy(DatasetCopy):
                 sink.write(key, data)
         result.files = staged_files(staged)
         return result
+
+    def stored(self, made: Dataset, raw: RawRecord) -> np.ndarray | None:
+        assert isinstance(made, ReplayBuffer)
+        meta = made.arrays.get(self.stream_key)
+        if meta is None or not _LOSSLESS.issuperset(meta.codecs):
+            return None  # UMI's JPEG XL, for one
+        return np.asarray(made.frames(raw, self.stream_key))
 
     def metadata(self, results: Sequence[ShardResult]) -> dict[str, bytes]:
         return self.patched(results[0].facts["flags"]) if self._is_folder else {}

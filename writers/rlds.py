@@ -14,10 +14,11 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from ..readers.dataset import Shard
+from ..readers.dataset import Dataset, RawRecord, Shard
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
 from ..readers.features import STEPS, dump_like
+from ..readers.frames import Frames, JpegFrames
 from ..readers.rlds import RldsDataset, RldsRecord
 from ..readers.tfds_folder import FEATURES, INFO
 from .copy import LEFT_OUT, PLACEHOLDER, VALID, DatasetCopy, Make, ShardResult, asked, listed
@@ -35,6 +36,8 @@ class RldsCopy(DatasetCopy):
     record's old bytes too); not of the whole file.
     """
 
+    gives_back = True
+    closes_gaps = True
     dataset: RldsDataset
 
     def __init__(self, dataset: RldsDataset, out: Path, **options: Any):
@@ -120,13 +123,21 @@ class RldsCopy(DatasetCopy):
         by_place = {(result.split, result.shard): result for result in results}
         return {FEATURES: self._features.encode(), INFO: self._info(by_place).encode()}
 
+    def stored(self, made: Dataset, raw: RawRecord) -> JpegFrames:
+        """The JPEGs themselves, since encoding what they decode to would make others."""
+        assert isinstance(made, RldsDataset) and isinstance(raw, RldsRecord)
+        frames = made.frames(raw, self.stream_key)
+        return JpegFrames(frames, made.index(raw).blobs(self._flat[0]))
+
     def _extra(self, raw: RldsRecord, made: WristStream | SourceError, steps: int) -> bytes:
         """The bytes to append to a record."""
         if isinstance(made, SourceError):
             pictures, valid = [self._black] * steps, [0] * steps
         else:
             want = (steps, *self.size, 3)
-            frames, flags = np.asarray(made.frames), np.asarray(made.valid)
+            frames, flags = made.frames, np.asarray(made.valid)
+            if not isinstance(frames, Frames):
+                frames = np.asarray(frames)
             if frames.shape != want or frames.dtype != np.uint8 or flags.shape != (steps,):
                 raise ValueError(
                     f"{raw.record}: a wrist stream of {frames.shape} {frames.dtype} with "

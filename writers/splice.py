@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..readers.example import ExampleIndex, varint
+from ..readers.frames import Frames, JpegFrames
 
 # Tags of length-delimited fields: Example.features, Features.feature, a map entry's key, the value
 # lists are all field 1; a map entry's value is field 2. In Feature, byte strings are field 1 and
@@ -90,10 +91,16 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def encode_stream(frames: np.ndarray, quality: int) -> list[bytes]:
-    """JPEGs of [T, H, W, 3] uint8 pictures; one that is as the last is not encoded again."""
+def encode_stream(frames: np.ndarray | Frames, quality: int) -> list[bytes]:
+    """JPEGs of [T, H, W, 3] uint8 pictures; one that is as the last is not encoded again.
+
+    Those of JpegFrames are taken as they are.
+    """
+    if isinstance(frames, JpegFrames):
+        return list(frames.blobs)
     out: list[bytes] = []
-    for step, frame in enumerate(frames):
+    for step in range(len(frames)):
+        frame = frames[step]
         same = step > 0 and np.array_equal(frame, frames[step - 1])
         out.append(out[-1] if same else encode_jpeg(frame, quality))
     return out

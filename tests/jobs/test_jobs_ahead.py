@@ -39,6 +39,19 @@ def test_every_record_is_made_of_what_it_was_decoded_to_in_order():
     assert made == [0, 1, 2, 3, 4]
 
 
+def test_what_is_being_made_already_is_not_decoded_again():
+    making = {number: threading.Event() for number in range(4)}
+    decoded = []
+
+    def write(ahead):
+        for raw in ahead.records(iter(raws(4))):
+            assert index(raw) == 0 or making[index(raw)].wait(LIMIT)
+            ahead.result(raw)
+
+    run(lambda raw: decoded.append(index(raw)), lambda raw, _: making[index(raw)].set(), write)
+    assert decoded == [0, 1, 2, 3]
+
+
 def test_while_one_is_written_the_next_is_made_and_the_one_after_decoded():
     making = {number: threading.Event() for number in range(4)}
     decoding = {number: threading.Event() for number in range(4)}

@@ -27,7 +27,7 @@ BASELINES = {
     "anchor": "the first anchor view, resized",
 }
 MEAN_PICTURE = "mean_wrist.png"
-POSES = ("auto", "measured", "head")
+POSES = ("auto", "measured", "head", "rigid")
 
 
 @dataclass(frozen=True)

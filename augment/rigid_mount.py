@@ -3,7 +3,7 @@
 With E the end effector's poses in the robot base, C the predicted poses of the camera in the world
 of the prediction, X the mount (end effector <- camera) and S the similarity world <- base:
 
-    C_t = S_i E_t X        one X for all episodes, one S_i for each; known where the world is the base
+    C_t = S_i E_t X        one X for all episodes, one S_i for each, known if the world is the base
 
 Public solvers of the robot-world / hand-eye problem (OpenCV's calibrateRobotWorldHandEye) take one
 base, metres and no outliers, and OpenCV is 60 MB; this wants a scale and a world per episode. So:
@@ -337,6 +337,7 @@ class _Problem:
         self.noise = np.full(2, 1e9)
         if size == 0:
             return [True] * len(self.count)
+        told = np.ones(len(self.count), bool)
         for _ in range(_ROUNDS):
             before = self.noise
             self._weigh(*self._off(np.zeros(size)))
@@ -349,10 +350,11 @@ class _Problem:
             values = self._values(self.result.x)
             self.information = self._informations()
             self.R, self.x, self.W, self.s, self.t = values
-        told = np.ones(len(self.count), bool)
-        blocks = self.information[2]
-        errors = [np.linalg.inv(block + 1e-6 * np.eye(7))[3, 3] for block in blocks]
-        told[self.free] = np.array(errors) < MAX_SCALE**2
+            blocks = self.information[2]
+            errors = [np.linalg.inv(block + 1e-6 * np.eye(7))[3, 3] for block in blocks]
+            told[self.free] = np.array(errors) < MAX_SCALE**2
+            if not told.any():
+                break
         return told.tolist()
 
     def _weigh(self, turn: np.ndarray, shift: np.ndarray) -> None:
@@ -409,7 +411,7 @@ class _Problem:
         J, rows = csr_matrix(self.result.jac), self.used.shape[1] * 6
         first = 6 * (not self.given)
         own, cross, world = np.zeros((first, first)), [], []
-        order = {n: k for k, n in enumerate(np.flatnonzero(self.free))}
+        order = {n: k for k, n in enumerate(np.flatnonzero(self.free).tolist())}
         for n in range(len(self.count)):
             block = J[n * rows : (n + 1) * rows]
             A = block[:, :first].toarray()
@@ -444,7 +446,9 @@ class _Problem:
         """Untold where the mount's errors are too large."""
         bad = []
         if turn[0] > MAX_ROTATION:
-            bad.append(f"its rotation about {_direction(turn[1])} (standard error {turn[0]:.3g} deg)")
+            bad.append(
+                f"its rotation about {_direction(turn[1])} (standard error {turn[0]:.3g} deg)"
+            )
         if shift[0] > MAX_OFFSET:
             bad.append(f"its place along {_direction(shift[1])} (standard error {shift[0]:.3g} m)")
         if bad:

@@ -71,11 +71,12 @@ def add_parser(subparsers) -> None:
     what.add_argument(
         "--pose",
         nargs="+",
-        choices=("auto", "measured", "head"),
+        choices=("auto", "measured", "head", "rigid"),
         default=["auto"],
         help="wrist pose of ways that do not name one; several run each way with each "
         "(default: auto)",
     )
+    what.add_argument("--mount", metavar="FILE", help="of the pose rigid, as for `run`")
     what.add_argument("--copy", metavar="OUT", help="score this augmented copy of the dataset")
     what.add_argument(
         "--wrist-key",
@@ -183,6 +184,7 @@ def _shard_files(pairs, record) -> list[Path]:
 def _scorer(args: argparse.Namespace):
     from ..augment.baselines import parse_ways
     from ..augment.evaluate import Scorer
+    from ..augment.mounts import read_mount
     from ..augment.recipe import get_recipe, weights_folder
     from .cluster import device_here
     from .plan import split_values
@@ -190,12 +192,13 @@ def _scorer(args: argparse.Namespace):
     names = split_values(args.recipes) or ([] if args.copy else split_values([_RECIPES]))
     ways = parse_ways(names, poses=args.pose) if names else []
     weights = Path(args.weights) if args.weights else None
+    mount = read_mount(Path(args.mount).expanduser()) if args.mount else None
     device = device_here(args.device) if any(way.runs_recipe for way in ways) else "cpu"
 
     def augmenter(recipe: str):
         from ..augment.pipeline import make_augmenter
 
-        return make_augmenter(recipe, device=device, weights=weights)
+        return make_augmenter(recipe, device=device, weights=weights, mount=mount)
 
     return Scorer(
         ways,

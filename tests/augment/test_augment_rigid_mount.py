@@ -80,7 +80,7 @@ def test_exact_motions_give_the_exact_mount_and_worlds(count):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_noise_and_outliers_leave_less_than_half_a_degree_and_half_a_centimetre(seed):
+def test_noise_and_outliers_leave_less_than_a_degree_and_a_centimetre(seed):
     rng = np.random.default_rng(seed)
     tracks, worlds = many(rng, 10, degrees=6, metres=0.02, outliers=0.2)
     fit = solve(tracks)

@@ -36,7 +36,7 @@ def motion(rng, steps=40, turn=(25, 25, 40), shift=(0.15, 0.2, 0.1), axis=None):
 
 def world(rng):
     return Similarity(
-        float(np.exp(rng.uniform(-1, 1))), Rotation.random(random_state=rng).as_matrix(),
+        float(np.exp(rng.uniform(-1, 1))), Rotation.from_quat(rng.normal(size=4)).as_matrix(),
         rng.normal(size=3),
     )  # fmt: skip
 

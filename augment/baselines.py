@@ -29,7 +29,7 @@ BASELINES = {
     "nearest": "the wrist picture of the training frame whose anchor views look most alike",
 }
 MEAN_PICTURE = "mean_wrist.png"
-POSES = ("auto", "measured", "head")
+POSES = ("auto", "measured", "head", "rigid")
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ class Augmenter:
     Args:
         recipe: a name or a Recipe. device: where the networks run. weights: a folder to take them
             from in place of the recipe's own. generator: whether stage 2 is opened too.
+        mount: [4, 4] end effector <- camera, for the pose `rigid`.
 
     Raises WeightsError for weights that are missing or do not fit.
     """
@@ -90,10 +91,12 @@ class Augmenter:
         device: str = "cpu",
         weights: Path | None = None,
         generator: bool = True,
+        mount: np.ndarray | None = None,
     ):
         self.recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
         self.device = device
         self.keep_depth = False  # whether streams carry the anchors' depth, to be measured
+        self.mount = mount
         self.batch = 8  # timesteps a pass of stage 1; whoever runs out of memory makes it smaller
         parts = None if generator else ("vggt", "reconstruction")
         located = locate(self.recipe, weights, parts=parts)
@@ -133,6 +136,7 @@ class Augmenter:
                 self.recipe,
                 pose=pose,
                 geometry=geometry,
+                mount=self.mount,
                 batch=self.batch,
             )
         except ValueError as error:
@@ -223,11 +227,13 @@ def make_augmenter(
     device: str = "cpu",
     weights: Path | None = None,
     wrist_size: tuple[int, int] | None = None,
+    mount: np.ndarray | None = None,
 ):
     """The object that makes wrist streams for a recipe: `Augmenter`, or `ConstantAugmenter`.
 
     Args:
         wrist_size: (height, width) in place of the recipe's own.
+        mount: [4, 4] end effector <- camera, for the pose `rigid`.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     if wrist_size is not None:
@@ -236,4 +242,4 @@ def make_augmenter(
         from .constant import ConstantAugmenter
 
         return ConstantAugmenter(recipe)
-    return Augmenter(recipe, device=device, weights=weights)
+    return Augmenter(recipe, device=device, weights=weights, mount=mount)

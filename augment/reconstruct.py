@@ -14,6 +14,7 @@ from ..models.geometry import calibrated_rays, decode_pose, rescale_intrinsics, 
 from ..models.vggt import VGGT
 from ..readers.episode import Episode, View
 from ..readers.frames import Frames as StoredFrames
+from .mounts import rigid_wrist_pose
 from .recipe import Recipe
 from .static_cameras import Frames, mean_pose, metric_scale, settle
 
@@ -98,19 +99,23 @@ def reconstruct(
     *,
     pose: str = "auto",
     geometry: str = "auto",
+    mount: np.ndarray | None = None,
     batch: int = 8,
 ) -> Reconstruction:
     """Run the network over an episode.
 
     Args:
-        pose: `measured` (kinematics and hand-eye calibration), `head` (the wrist head) or `auto`
-            (measured where the episode has it).
+        pose: `measured` (kinematics and hand-eye calibration), `head` (the wrist head), `rigid`
+            (kinematics, the mount, and where nothing is calibrated the head's poses to place the
+            robot by) or `auto` (measured where the episode has it).
         geometry: `recorded` (the depth that the dataset has of every anchor), `predicted` (the
             network's) or `auto` (recorded where the episode has it and its anchors are calibrated).
+        mount: [4, 4] end effector <- camera for `rigid`, in place of the dataset's.
         batch: timesteps a pass.
 
     Raises:
-        ValueError: a measured pose or recorded depth was asked for and the episode has none.
+        ValueError: a measured or rigid pose or recorded depth was asked for, and the episode
+            has none.
     """
     anchors = episode.anchors
     size = network_size(*anchors[0].size, recipe)
@@ -145,6 +150,13 @@ def reconstruct(
         found.notes["pose"] = "measured: end-effector poses and the camera's mount on the hand"
     else:
         why = "asked for" if pose == "head" else "the data have no calibrated hand camera"
+        if pose == "rigid":
+            predicted = found.wrist_pose.double().numpy()
+            rigid, why = rigid_wrist_pose(episode, predicted, mount, found.calibrated)
+            if rigid is not None:
+                found.wrist_pose = torch.as_tensor(rigid).float()
+                found.notes["pose"] = why
+                return found
         found.notes["pose"] = f"head: the wrist head's prediction ({why})"
     return found
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..models.errors import WeightsError
 from ..readers.errors import RemoteError, SourceError
-from . import cache, evaluate, inspect, run, simulate, status, train, verify, weights
+from . import cache, evaluate, inspect, mount, run, simulate, status, train, verify, weights
 from .failures import is_disk
 from .interrupt import EXIT_CODE, Interrupted
 from .mirror import shown
@@ -28,6 +28,7 @@ COMMANDS = {
     "verify": verify,
     "evaluate": evaluate,
     "simulate": simulate,
+    "mount": mount,
     "cache": cache,
     "train": train,
     "weights": weights,

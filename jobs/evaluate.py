@@ -79,11 +79,12 @@ def add_parser(subparsers) -> None:
     what.add_argument(
         "--pose",
         nargs="+",
-        choices=("auto", "measured", "head"),
+        choices=("auto", "measured", "head", "rigid"),
         default=["auto"],
         help="wrist pose of ways that do not name one; several run each way with each "
         "(default: auto)",
     )
+    what.add_argument("--mount", metavar="FILE", help="of the pose rigid, as for `run`")
     what.add_argument("--copy", metavar="OUT", help="score this augmented copy of the dataset")
     what.add_argument(
         "--wrist-key",
@@ -242,6 +243,7 @@ def _scorer(args: argparse.Namespace, pairs):
     """(scorer, metric -> why it has no weights, fingerprints of those it has, what nearest saw)."""
     from ..augment.baselines import parse_ways
     from ..augment.evaluate import Scorer
+    from ..augment.mounts import read_mount
     from ..augment.perceptual import open_perceptual
     from ..augment.recipe import get_recipe, weights_folder
     from .cluster import device_here
@@ -250,6 +252,7 @@ def _scorer(args: argparse.Namespace, pairs):
     names = split_values(args.recipes) or ([] if args.copy else split_values([_RECIPES]))
     ways = parse_ways(names, poses=args.pose) if names else []
     weights = Path(args.weights) if args.weights else None
+    mount = read_mount(Path(args.mount).expanduser()) if args.mount else None
     networks = args.lpips_weights or args.fvd_weights or any(way.runs_recipe for way in ways)
     device = device_here(args.device) if networks else "cpu"
     lpips, fvd = (path and Path(path) for path in (args.lpips_weights, args.fvd_weights))
@@ -259,7 +262,7 @@ def _scorer(args: argparse.Namespace, pairs):
     def augmenter(recipe: str):
         from ..augment.pipeline import Augmenter, make_augmenter
 
-        made = make_augmenter(recipe, device=device, weights=weights)
+        made = make_augmenter(recipe, device=device, weights=weights, mount=mount)
         if isinstance(made, Augmenter):
             made.keep_depth = True
         return made

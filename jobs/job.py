@@ -122,14 +122,15 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         seed=args.seed,
         replace=args.replace,
         description=description(__version__, recipe.name),
+        mount=_mount(args),
     )
     work = replace(work, data_key=pinned(args.data_dir)[1])
     dataset = work.open_source()
     size, made = _sizes(args, recipe, dataset)
     work = replace(work, size=size, made=made)
     _apart(dataset.folder, work)
-    if args.pose == "measured":
-        _calibrated(dataset)
+    if args.pose == "measured" or (args.pose == "rigid" and work.mount is None):
+        _calibrated(dataset, args.pose)
     copy = work.open_copy(dataset)
     # Headers first: hashing gigabytes can wait for what is cheap to refuse.
     located = check(recipe, Path(work.weights) if work.weights else None, hashes=False)
@@ -157,6 +158,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         made_size=made,
         pose=args.pose,
         geometry=args.geometry,
+        mount=work.mount,
         seed=args.seed,
         replace=args.replace,
     )
@@ -233,14 +235,28 @@ def _apart(folder: Path, work: Work) -> None:
         )
 
 
-def _calibrated(dataset) -> None:
+def _mount(args) -> tuple[tuple[float, ...], ...] | None:
+    """The matrix of --mount, which the plan and the actors get, not its file's name."""
+    if args.mount is None:
+        return None
+    if args.pose != "rigid":
+        raise SourceError(
+            f"is not used with --pose {args.pose}", key="--mount", todo="give --pose rigid"
+        )
+    from ..augment.mounts import read_mount
+
+    return tuple(tuple(row) for row in read_mount(Path(args.mount).expanduser()).tolist())
+
+
+def _calibrated(dataset, pose: str) -> None:
     profile = dataset.profile
     if profile.eef is None or profile.wrist is None or profile.wrist.extrinsics is None:
         raise SourceError(
             "the dataset has no calibrated wrist pose (end-effector pose and wrist extrinsics)",
             file=dataset.folder,
             key="--pose",
-            todo="use --pose auto or --pose head",
+            todo="use --pose auto or --pose head"
+            + (" or give --mount (`wristaugment mount` solves for it)" if pose == "rigid" else ""),
         )
 
 

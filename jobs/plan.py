@@ -184,6 +184,7 @@ def make_plan(
     made_size: tuple[int, int],
     pose: str,
     geometry: str,
+    mount: Sequence[Sequence[float]] | None = None,
     seed: int,
     replace: bool,
 ) -> dict:
@@ -195,6 +196,7 @@ def make_plan(
         shards: how many there are to make.
         recipe: the recipe (its name and every field of it count).
         weights: file -> SHA-256 of the weights that the recipe uses.
+        mount: [4, 4] end effector <- camera that --mount names.
         device: "cpu" or "cuda". It counts: their arithmetic rounds differently.
     """
     return {
@@ -217,6 +219,7 @@ def make_plan(
         "made_size": list(made_size),
         "pose": pose,
         "geometry": geometry,
+        "mount": plain(mount),
         "seed": seed,
         "replace": replace,
     }

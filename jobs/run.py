@@ -115,10 +115,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--pose",
-        choices=("auto", "measured", "head"),
+        choices=("auto", "measured", "head", "rigid"),
         default="auto",
         help="wrist pose from calibration and kinematics, from the wrist head, or the first where "
-        "the dataset has it (default: %(default)s)",
+        "the dataset has it; rigid: kinematics and a mount, the robot's place by the anchors' "
+        "calibration or the head's poses (default: %(default)s)",
+    )
+    how.add_argument(
+        "--mount",
+        metavar="FILE",
+        help="with --pose rigid: the hand camera's mount, as `wristaugment mount` writes it "
+        "(default: the dataset's own)",
     )
     how.add_argument(
         "--geometry",

@@ -37,6 +37,7 @@ class Work:
             what was there when the job was planned.
         size: (height, width) of the new stream. made: at which the recipe makes it; frames are
             resized where the two differ.
+        mount: rows of the matrix end effector <- camera that --mount names.
         settings: of the recipe, as in --set. device: "cpu" or "cuda".
     """
 
@@ -59,6 +60,7 @@ class Work:
     replace: bool
     description: str
     data_key: str | None = None
+    mount: tuple[tuple[float, ...], ...] | None = None
 
     def open_source(self):
         """The dataset, opened by path; one in an object store, through its mirror here."""
@@ -113,7 +115,8 @@ class Work:
         from ..augment.pipeline import make_augmenter
 
         weights = Path(self.weights) if self.weights else None
-        return make_augmenter(recipe, device=self.device, weights=weights)
+        mount = None if self.mount is None else np.array(self.mount)
+        return make_augmenter(recipe, device=self.device, weights=weights, mount=mount)
 
     def read_episode(self, dataset, raw) -> Episode:
         """The episode of one record, with all that the recipe may want of it.

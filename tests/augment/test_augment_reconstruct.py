@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from wristaugment.augment.assess import resize_frames
+from wristaugment.augment.assess import pose_error, resize_frames
 from wristaugment.augment.corpus import training_episodes
 from wristaugment.augment.project import condition_maps, scaled_wrist_K
 from wristaugment.augment.recipe import RECIPES
@@ -192,3 +192,53 @@ def test_geometry_that_is_not_there_is_refused_and_predicted_is_kept():
         view.K = None
     with pytest.raises(ValueError, match="no calibrated anchors"):
         reconstruct(network, episode, recipe, geometry="recorded")
+
+
+def test_a_rigid_pose_places_the_robot_by_the_wrist_head_where_nothing_is_calibrated(episode):
+    """The true mount, and a head that is right but for a unit of its own: as near as measured."""
+    recipe = replace(RECIPES["official"], wrist_size=SIZE, side=280)
+    bare = uncalibrated(episode)
+    network = TrueVGGT(episode, recipe)
+    found = reconstruct(network, bare, recipe, pose="rigid")
+    assert found.notes["pose"].startswith("rigid: ") and "the wrist head's poses" in str(
+        found.notes
+    )
+    head = reconstruct(network, bare, recipe, pose="head").wrist_pose.double().numpy()
+    first = episode.anchors[0].pose
+    truth = episode.measured_wrist_pose() @ np.linalg.inv(first)
+    # The world has a unit of its own: the head's, which is right, tells it.
+    true_centres, head_centres = (np.linalg.inv(p)[:, :3, 3] for p in (truth, head))
+    unit = np.linalg.norm(head_centres) / np.linalg.norm(true_centres)
+    rigid = found.wrist_pose.double().numpy()
+    rigid[:, :3, 3] /= unit
+    degrees, centimetres = pose_error(rigid, truth)
+    assert np.median(degrees) < 0.5 and np.median(centimetres) < 0.5
+
+
+def test_a_rigid_pose_with_calibrated_anchors_takes_the_mount_that_is_given(episode):
+    recipe = replace(RECIPES["nano"], wrist_size=SIZE)
+    network = TrueVGGT(episode, recipe)
+    blind = replace(episode, wrist_mount=None)
+    with pytest.raises(ValueError, match=r"no mount of the hand camera.*`wristaugment mount`"):
+        reconstruct(network, blind, recipe, pose="rigid")
+    found = reconstruct(network, blind, recipe, pose="rigid", mount=episode.wrist_mount)
+    truth = episode.measured_wrist_pose()
+    np.testing.assert_allclose(found.wrist_pose.numpy(), truth, atol=1e-5)
+    assert "the mount of --mount" in found.notes["pose"] and "degrees" in found.notes["pose"]
+    moved = episode.wrist_mount.copy()
+    moved[:3, 3] += (0, 0, 0.02)
+    found = reconstruct(network, episode, recipe, pose="rigid", mount=moved)
+    assert np.median(pose_error(found.wrist_pose.double().numpy(), truth)[1]) == pytest.approx(2)
+    with pytest.raises(ValueError, match="no end-effector poses"):
+        reconstruct(network, replace(episode, eef_pose=None), recipe, pose="rigid")
+
+
+def test_a_robot_that_cannot_be_placed_keeps_the_head_s_pose_and_says_so(episode):
+    recipe = replace(RECIPES["official"], wrist_size=SIZE, side=280)
+    bare = uncalibrated(episode)
+    network = TrueVGGT(episode, recipe)
+    network.wrist = network.wrist[:1].expand_as(network.wrist)  # does not follow the hand
+    head = reconstruct(network, bare, recipe, pose="head")
+    found = reconstruct(network, bare, recipe, pose="rigid")
+    assert found.notes["pose"].startswith("head") and "does not follow" in found.notes["pose"]
+    torch.testing.assert_close(found.wrist_pose, head.wrist_pose)

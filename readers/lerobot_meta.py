@@ -25,8 +25,7 @@ from .files import present
 
 INFO, STATS = "meta/info.json", "meta/stats.json"
 EPISODES, EPISODES_STATS = "meta/episodes.jsonl", "meta/episodes_stats.jsonl"
-TASKS = "meta/tasks.jsonl"
-EPISODES_DIR, TASKS_TABLE = "meta/episodes", "meta/tasks.parquet"
+EPISODES_DIR, TASKS, TASKS_TABLE = "meta/episodes", "meta/tasks.jsonl", "meta/tasks.parquet"
 FLAGS_DIR = "meta/wristaugment"  # where writers/lerobot puts its flags
 VIDEO_PATH = {
     2: "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",

@@ -18,6 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from h5py import h5l, h5o  # type: ignore[attr-defined]
+from h5py._objects import phil  # h5py's lock  # type: ignore[attr-defined]
 
 from .errors import SourceError
 from .files import present, ranged
@@ -388,7 +389,8 @@ def _chunks(dataset: h5py.Dataset, path: str) -> Iterator[tuple[str, object]]:
     dataset.id.chunk_iter(lambda info: offsets.append(info.chunk_offset))
     parts, first, size = [], None, 0
     for offset in sorted(offsets):
-        mask, data = dataset.id.read_direct_chunk(offset)
+        with phil:  # h5py does not take it here: see writers.hdf5
+            mask, data = dataset.id.read_direct_chunk(offset)
         first = offset if first is None else first
         parts.append((offset, mask, data))
         size += len(data)

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from ..readers.files import present
-from ..readers.hdf5 import address
+from ..readers.hdf5 import address, phil
 from ..readers.hdf5_dataset import SYNTHETIC
 from .atomic import copy_bytes
 
@@ -168,13 +168,21 @@ def write_frames(
             # Compressed once for both places, and not again for a picture that stands still.
             if (new := frame.tobytes()) != pixels:
                 pixels, packed = new, zlib.compress(new, level)
-            dataset.id.write_direct_chunk((step, *corner), packed)
+            _put_chunk(dataset, (step, *corner), packed)
             if following is not None and step:
-                following.id.write_direct_chunk((step - 1, *corner), packed)
+                _put_chunk(following, (step - 1, *corner), packed)
     if following is not None and level is None:
         following[T - 1] = block[-1]
     elif following is not None:
-        following.id.write_direct_chunk((T - 1, *corner), packed)
+        _put_chunk(following, (T - 1, *corner), packed)
+
+
+def _put_chunk(dataset: h5py.Dataset, corner: tuple[int, ...], packed: bytes) -> None:
+    """Write a chunk that is compressed already."""
+    # h5py takes its lock in every call but those for whole chunks, and HDF5 breaks the process's
+    # memory where another thread (which decodes the next record) is in it meanwhile.
+    with phil:
+        dataset.id.write_direct_chunk(corner, packed)
 
 
 def _deflated(dataset: h5py.Dataset) -> int | None:

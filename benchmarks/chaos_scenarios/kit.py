@@ -115,6 +115,7 @@ class Lab:
             process = subprocess.Popen(
                 line,
                 env={**os.environ, **own, **env},
+                cwd=self.root,  # logs of jobs at URLs go to the current folder
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import os
 import socket
+import sys
 import threading
 import time
 
@@ -14,7 +15,11 @@ from .failures import ATTEMPTS
 from .interrupt import check
 from .output import INTERNAL, JobError
 
-_ASK, _SILENT = 10.0, 20.0  # seconds between questions, and for the answer
+_ASK, _SILENT = 5.0, 15.0  # seconds between questions, and for the answer
+_GONE = (
+    f"the Ray cluster has not answered for {_SILENT:g} s: its head is gone; what is done is kept, "
+    "run the same command to go on"
+)
 _LOCAL_STORE = 100 * 2**20  # bytes; names and small results are all that goes through it
 
 
@@ -58,8 +63,7 @@ class Cluster:
         import ray
 
         self.ray = ray
-        self._asked = time.monotonic()
-        self._asking: threading.Thread | None = None
+        self._answered, self._watching = time.monotonic(), False
         quiet = {"logging_level": "ERROR", "log_to_driver": False}
         if address:
             try:
@@ -97,32 +101,38 @@ class Cluster:
         return self
 
     def __exit__(self, *_) -> None:
+        self._watching = False
         self.ray.shutdown()
 
     def check(self) -> None:
-        """Ask, now and then and without waiting, whether the cluster still answers.
+        """Raise JobError if the cluster has not answered for long (see `_watch`)."""
+        if not self._watching:
+            self._watching = True
+            threading.Thread(target=self._watch, daemon=True).start()
+        if time.monotonic() - self._answered > _ASK + _SILENT:
+            raise JobError(_GONE)
 
-        Ray itself would wait for a minute and then end the process, without a word of ours.
+    def _watch(self) -> None:
+        """Ask now and then whether the cluster is there, and have the process end if it is not.
 
-        Raises:
-            JobError: it has not answered for long.
+        Ray itself would wait for a minute and then end the process without a word of ours; and any
+        call to it may wait, so that the main thread may not come to look.
         """
-        now = time.monotonic()
-        if self._asking is None or not self._asking.is_alive():
-            if now - self._asked > _ASK:
-                self._asked = now
-                self._asking = threading.Thread(target=self._ask, daemon=True)
-                self._asking.start()
-        elif now - self._asked > _SILENT:
-            threading.Timer(_SILENT, os._exit, (INTERNAL,)).start()  # ending may hang as well
-            raise JobError(
-                f"the Ray cluster has not answered for {_SILENT:g} s (its head is gone); what is "
-                "done is kept"
-            )
+        while self._watching:
+            asking = threading.Thread(target=self._ask, daemon=True)
+            asking.start()
+            asking.join(_SILENT)
+            if asking.is_alive():
+                asking.join(_SILENT)  # the main thread may raise, and end the job, meanwhile
+                if asking.is_alive() and self._watching:
+                    print(f"wristaugment: error: {_GONE}", file=sys.stderr, flush=True)
+                    os._exit(INTERNAL)
+            time.sleep(_ASK)
 
     def _ask(self) -> None:
         with contextlib.suppress(Exception):
             self.ray.nodes()
+            self._answered = time.monotonic()
 
     def slots(self, device: str, share: float = 1.0) -> int:
         """How many actors the whole cluster has room for: by its GPUs, or its CPUs for "cpu".

@@ -65,7 +65,7 @@ def test_a_job_killed_at_any_point_ends_as_if_uninterrupted(there, s3, lab, whol
 
 def test_a_folder_to_s3_and_back_give_the_same_tree(s3, small, lab, whole, tmp_path):
     bucket = s3.url("across")
-    assert lab.without_ray(small.args(f"{bucket}/out")).returncode == 0
+    assert lab.without_ray(small.args(f"{bucket}/out", "--events", "none")).returncode == 0
     assert s3.tree(f"{bucket}/out") == files(whole)
     line = small.args(tmp_path / "out")
     line[line.index("--data-dir") + 1] = s3.put_tree(small.root, f"{bucket}/data")

@@ -58,13 +58,14 @@ peers: $(PEERS:%=.venv-%/.ready) .venv-rlds018/.ready
 	  > $$(.venv-$*/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")/main.pth)
 	touch $@
 
-# What is bound by one core goes two files at a time, a thread each; what starts clusters or measures
-# time has the machine for itself.
-CLUSTERS := chaos full_size launch ray survive train train_full_size
-ALONE := tests/benchmarks $(CLUSTERS:%=tests/jobs/test_jobs_%.py)
+# Two files of tests go at a time: first those bound by one core, a thread each, then those that start
+# clusters. Those that end every cluster of the machine, or measure time, have it for themselves.
+CLUSTERS := $(patsubst %,tests/jobs/test_jobs_%.py,chaos full_size ray survive train train_full_size)
+ALONE := tests/benchmarks tests/jobs/test_jobs_launch.py
 
 test: install-test $(PEERS:%=.venv-%/.ready)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(patsubst %,--ignore=%,$(CLUSTERS) $(ALONE))
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(CLUSTERS)
 	$(BIN)/python -m pytest $(ALONE)
 
 lint: install-test

@@ -14,8 +14,8 @@ The machine's fault:
 - No space, no rights, a broken disk: the job stops, exit 4, and the same command goes on.
 
 A process that dies says nothing of why, and most are killed from outside. Records that an actor was
-at when it died for the second time, or crashed, are suspects, and each is tried alone: a child
-process makes that one record, and its parent, which touches no data, tells how it ended. A child
+at when it crashed, or when one died for the HITS-th time, are suspects, and each is tried alone: a
+child process makes that one record, and its parent, which touches no data, tells how it ended. A child
 that dies while its parent lives was ended by its record; a parent that dies was ended by something
 else, and nothing is counted against the record. So no number of kills, nodes that are taken away,
 or neighbours that do harm loses an innocent record, and one that does harm is blamed ATTEMPTS times
@@ -28,6 +28,7 @@ import errno
 import signal
 
 ATTEMPTS = 3  # blames after which a record is given up, and failures after which a shard is
+HITS = 3  # deaths at a record without a trace of a crash, after which it is suspected
 # Deaths of actors in a row, and seconds, without one episode made, after which a job is given up.
 IDLE, IDLE_SECONDS = 20, 300.0
 # What another attempt or another record cannot help with: the disk or the rights.

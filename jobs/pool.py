@@ -18,7 +18,7 @@ from .actor import Outcome, ShardActor
 from .board import WRITING, Said
 from .cluster import Cluster
 from .events import EventLog
-from .failures import ATTEMPTS, IDLE, IDLE_SECONDS
+from .failures import ATTEMPTS, HITS, IDLE, IDLE_SECONDS
 from .ledger import Ledger
 from .output import JobError
 from .storage import FolderStorage
@@ -331,7 +331,7 @@ class ActorPool:
             if fault:
                 self._suspicion.suspect(task, record)
                 self._blame(task, record, fault, reason)
-            elif crashed or self._suspicion.times(task, record) > 1:
+            elif crashed or self._suspicion.times(task, record) >= HITS:
                 self._suspicion.suspect(task, record)
                 self.say(
                     f"shard {name}: its actor died at record {record} ({reason}), which is tried "
@@ -347,6 +347,8 @@ class ActorPool:
         if attempt.killed == "late":
             fault = f"takes longer than {self.patience:g} s"
             self._blame(attempt.task, attempt.record, fault, reason)
+        else:
+            self._suspicion.postpone(attempt.task)
 
     def _tried(self, attempt: _Attempt, value: Outcome, waiting) -> None:
         """A suspect was tried alone, and its actor lives."""

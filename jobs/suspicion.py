@@ -22,6 +22,7 @@ class Suspicion:
         self._blames: dict[tuple[Hashable, int], int] = {}
         self._given_up: dict[Hashable, dict[int, str]] = {}
         self._times: dict[tuple[Hashable, int], int] = {}
+        self._postponed: set[Hashable] = set()
 
     def note(self, shard: Hashable, record: int) -> int:
         """Note that an actor died at a record, for whatever reason; returns how often by now."""
@@ -40,8 +41,18 @@ class Suspicion:
 
     def next_suspect(self, shard: Hashable) -> int | None:
         """The record to try alone now: one at a time."""
+        if shard in self._postponed:
+            self._postponed.remove(shard)
+            return None
         suspects = self._suspects.get(shard)
         return suspects[0] if suspects else None
+
+    def postpone(self, shard: Hashable) -> None:
+        """A trial came to nothing: make the shard once as if nobody were suspected.
+
+        Where something kills actors faster than a trial takes, the record may be made that way.
+        """
+        self._postponed.add(shard)
 
     def acquit(self, shard: Hashable, record: int) -> None:
         """It was tried alone and did no harm."""
@@ -67,6 +78,7 @@ class Suspicion:
 
     def forget(self, shard: Hashable) -> None:
         """The shard is made: what was said against its records is over."""
+        self._postponed.discard(shard)
         for kept in (self._suspects, self._given_up):
             kept.pop(shard, None)
         for counts in (self._blames, self._times):

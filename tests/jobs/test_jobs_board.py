@@ -96,6 +96,13 @@ def test_a_suspect_is_acquitted_or_given_up_and_no_one_else_is():
     assert found.given_up("a") == {}
 
 
+def test_after_a_trial_that_came_to_nothing_the_shard_is_made_once_without():
+    found = Suspicion()
+    found.suspect("a", 4)
+    found.postpone("a")
+    assert [found.next_suspect("a") for _ in range(3)] == [None, 4, 4]
+
+
 def test_blames_do_not_add_up_over_an_acquittal():
     found = Suspicion()
     for _ in range(3):

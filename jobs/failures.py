@@ -13,13 +13,13 @@ The job's fault:
 The machine's fault:
 - No space, no rights, a broken disk: the job stops, exit 4, and the same command goes on.
 
-A process that dies says nothing of why, and most are killed from outside. Records that an actor was
-at when it crashed, or when one died for the HITS-th time, are suspects, and each is tried alone: a
-child process makes that one record, and its parent, which touches no data, tells how it ended. A child
-that dies while its parent lives was ended by its record; a parent that dies was ended by something
-else, and nothing is counted against the record. So no number of kills, nodes that are taken away,
-or neighbours that do harm loses an innocent record, and one that does harm is blamed ATTEMPTS times
-at the most.
+A process that dies says nothing of why, and most are killed from outside. Records that an actor
+was at when it crashed, or when one died for the HITS-th time, are suspects, and each is tried
+alone: a child process makes that one record, and its parent, which touches no data, tells how it
+ended. A child that dies while its parent lives was ended by its record; a parent that dies was
+ended by something else, and nothing is counted against the record. So no number of kills, nodes
+that are taken away, or neighbours that do harm loses an innocent record, and one that does harm is
+blamed ATTEMPTS times at the most.
 """
 
 from __future__ import annotations

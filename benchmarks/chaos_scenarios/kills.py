@@ -40,7 +40,7 @@ def at_points(lab: Lab) -> dict:
         totals["with Ray" if ray else "without Ray"] += 1
         note(expected, out, totals)
 
-    real = CRASH_POINTS[1::3] if lab.quick else CRASH_POINTS
+    real = CRASH_POINTS[1::4] if lab.quick else CRASH_POINTS
     for point in real:
         kill(point, ray=True)
     shards = (2, SHARDS) if lab.quick else range(2, SHARDS + 1)
@@ -72,7 +72,7 @@ def at_random(lab: Lab) -> dict:
     killer of a container and preemption do) and the driver alone, its actors left to find out.
     """
     rng = random.Random(5)
-    with_ray, without = (6, 19) if lab.quick else (80, 120)
+    with_ray, without = (4, 14) if lab.quick else (80, 120)
     source = lab.source(SHARDS, EPISODES)
     expected = Expected.of(lab, source)
     totals: Counter[str] = Counter()

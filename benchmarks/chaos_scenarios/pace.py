@@ -73,7 +73,7 @@ def ten_thousand(lab: Lab) -> dict:
     grown: dict[str, list[float]] = {"driver": [], "actors": []}
     speedup = overhead = 0.0
     for _ in range(_TURNS):
-        ones.append(_timed(lab, source, 1, 3000 if lab.quick else None))
+        ones.append(_timed(lab, source, 1, 2000 if lab.quick else None))
         twos.append(_timed(lab, source, 2, None))
         for kind, shares in twos[-1].growth().items():
             grown[kind] += shares

@@ -72,7 +72,7 @@ def at_random(lab: Lab) -> dict:
     killer of a container and preemption do) and the driver alone, its actors left to find out.
     """
     rng = random.Random(5)
-    with_ray, without = (3, 14) if lab.quick else (80, 120)
+    with_ray, without = (3, 10) if lab.quick else (80, 120)
     source = lab.source(SHARDS, EPISODES)
     expected = Expected.of(lab, source)
     totals: Counter[str] = Counter()

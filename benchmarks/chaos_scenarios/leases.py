@@ -36,7 +36,7 @@ def stopped_actor(lab: Lab) -> dict:
     its actors is stopped too, so that they come back to life and find their shards made by others:
     while the job still runs, and after its end.
     """
-    expected = Expected.of(lab, lab.source(8, 5))
+    expected = Expected.of(lab, lab.source(6 if lab.quick else 8, 5))
     totals: Counter[str] = Counter()
     one_actor(lab, expected, totals)
     for after in (False,) if lab.quick else (False, True, False, True):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from format_kinds import KINDS, Kind
+from in_process import made
 from wristaugment.jobs import cli, run
-from wristaugment.jobs.actor import ShardActor
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,12 @@ def own(dataset, tmp_path) -> Made:
     return dataset.copy(tmp_path / "source")
 
 
-def _made(job, args, pending, resumed, say):
-    """What jobs.run does in Ray actors, in this process: same actor object, same ledger."""
-    actor = ShardActor(job.work)
-    for task in pending:
-        staged = job.ledger.grant(task.split, task.index)
-        outcome = actor.make_shard(task.split, task.index, staged)
-        assert outcome.kind == "done", outcome
-        job.ledger.publish(task.split, task.index, staged, job.plan["place"], outcome.entry)
-        yield task, outcome.entry
-
-
 _PROCESS = """
 import sys
 sys.path[:0] = [sys.argv.pop(1), sys.argv.pop(1)]
-import conftest
+import in_process
 from wristaugment.jobs import cli, run
-run._made = conftest._made
+run._made = in_process.made
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -89,7 +78,7 @@ def job(monkeypatch, capsys):
             env = {**os.environ, "WRISTAUGMENT_CRASH_AT": crash}
             done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
             return done.returncode, done.stdout + done.stderr
-        monkeypatch.setattr(run, "_made", _made)
+        monkeypatch.setattr(run, "_made", made)
         code = cli.main(given)
         said = capsys.readouterr()
         return code, said.out + said.err

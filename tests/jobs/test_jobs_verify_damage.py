@@ -10,21 +10,10 @@ import random
 import pytest
 from damage import survey
 from format_kinds import KINDS, SIZE
+from in_process import made
 from wristaugment.jobs import cli, run
-from wristaugment.jobs.actor import ShardActor
 
 TIMES = int(os.environ.get("WRISTAUGMENT_DAMAGES", "25"))
-
-
-def made(job, args, pending, resumed, say):
-    """What jobs.run does in Ray actors, in this process."""
-    actor = ShardActor(job.work)
-    for task in pending:
-        staged = job.ledger.grant(task.split, task.index)
-        outcome = actor.make_shard(task.split, task.index, staged)
-        assert outcome.kind == "done", outcome
-        job.ledger.publish(task.split, task.index, staged, job.plan["place"], outcome.entry)
-        yield task, outcome.entry
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from ..models.generator import Condition, WristGenerator, sample
+from ..models.geometry import rescale_intrinsics
+from ..models.sweep import SweptViews
 from ..readers.episode import Episode
-from .project import Conditions
+from .project import Cameras, Conditions
 from .recipe import Recipe
 from .reconstruct import resize_frames
 
-ANCHOR_SIZE = (90, 160)  # anchors as the anchor encoder is given them
+ANCHOR_SIZE = (180, 320)  # anchors as the generator is given them
 
 
 def gripper_plane(episode: Episode) -> Tensor:
@@ -21,6 +23,28 @@ def gripper_plane(episode: Episode) -> Tensor:
         return torch.zeros(episode.length)
     closed = torch.as_tensor(np.asarray(episode.gripper, np.float32)).reshape(episode.length)
     return (2 * closed - 1).clamp(-1, 1).nan_to_num(0.0)
+
+
+def swept_views(colors: Tensor, cameras: Cameras | None, t: np.ndarray) -> SweptViews | None:
+    """The anchors with their cameras at the timesteps `t` [n], a batch of one; None without.
+
+    Args:
+        colors: [n, V, 3, h, w] in [0, 1], the first V anchors at those timesteps.
+    """
+    if cameras is None:
+        return None
+    n, V = colors.shape[:2]
+    depth = cameras.depth[t][:, :V].float()
+    size = (colors.shape[-2], colors.shape[-1])
+    K = rescale_intrinsics(cameras.K[:V], (depth.shape[-2], depth.shape[-1]), size)
+    return SweptViews(
+        colors=colors[None],
+        K=K.expand(1, n, -1, -1, -1),
+        pose=cameras.pose[:V].expand(1, n, -1, -1, -1),
+        depth=depth[None],
+        wrist_K=cameras.wrist_K[t][None],
+        wrist_pose=cameras.wrist_pose[t][None].float(),
+    )
 
 
 def to_condition(
@@ -41,6 +65,7 @@ def to_condition(
         anchors=frames[None],
         text=generator.text.tokenize([episode.language]),
         gripper=gripper_plane(episode)[None, t],
+        views=swept_views(frames, maps.cameras, t),
     )
 
 
@@ -103,8 +128,7 @@ def generate(
     weight = torch.zeros(T, 1, 1, 1)
     ramp = torch.as_tensor(blend_weights(recipe.clip, recipe.overlap))
     for window in clip_windows(T, recipe.clip, recipe.overlap):
-        condition = to_condition(generator, maps, episode, window)
-        condition = Condition(**{k: v.to(device) for k, v in vars(condition).items()})
+        condition = to_condition(generator, maps, episode, window).to(device)
         clip = sample(
             generator,
             condition,

@@ -19,7 +19,7 @@ from ..models.vggt import VGGT, VGGTConfig
 from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from .generate import ClipGenerator
-from .project import Conditions, condition_maps, confidence_of_surest, scaled_wrist_K
+from .project import Cameras, Conditions, condition_maps, confidence_of_surest, scaled_wrist_K
 from .recipe import Recipe, get_recipe
 from .reconstruct import Reconstruction, reconstruct
 from .weights import fingerprint, locate
@@ -164,6 +164,15 @@ class Augmenter:
             points=geometry.points,
             device=self.device,
         )
+        if geometry.calibrated:
+            T = len(geometry.depth)
+            maps.cameras = Cameras(
+                geometry.depth,
+                geometry.K,
+                geometry.pose,
+                K.expand(T, -1, -1),
+                geometry.wrist_pose,
+            )
         return maps, K.numpy()
 
     @torch.no_grad()

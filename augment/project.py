@@ -21,12 +21,29 @@ NEAREST = 0.05  # metres at which `nearness` is 1
 
 
 @dataclass
+class Cameras:
+    """Where everything was when condition maps were made, in the robot's base, metres.
+
+    Attributes:
+        depth: [T, S, h, w] of the anchors; K: [S, 3, 3] at (h, w); pose: [S, 4, 4].
+        wrist_K: [T, 3, 3] at the wrist size; wrist_pose: [T, 4, 4].
+    """
+
+    depth: Tensor
+    K: Tensor
+    pose: Tensor
+    wrist_K: Tensor
+    wrist_pose: Tensor
+
+
+@dataclass
 class Conditions:
     """The condition maps of an episode at the wrist size.
 
     Attributes:
         color: [T, H, W, 3] uint8, holes black. covered: [T, H, W] bool.
         depth: [T, H, W] float32, the z of what is covered, 0 elsewhere.
+        cameras: what they were made with, where the anchors are calibrated; else None.
         filled: the colours with holes filled. nearness: [T, H, W] float32 in [0, 1], 0.05 m over
             depth (filled).
     """
@@ -34,6 +51,7 @@ class Conditions:
     color: np.ndarray
     covered: np.ndarray
     depth: np.ndarray
+    cameras: Cameras | None = None
 
     @property
     def coverage(self) -> np.ndarray:

@@ -79,6 +79,8 @@ class Recipe:
         negative: what guidance leads away from.
         precision: of the networks on a GPU, `bfloat16` or `float32`; on a CPU always the latter.
         min_coverage: frames whose condition map saw less than this share are marked invalid.
+        without: what nano was trained without, for ablations: "spc" (stage 1's projection loss) or
+            any of `models.generator.PARTS`. Weights of such a recipe have files of their own.
     """
 
     name: str
@@ -86,8 +88,8 @@ class Recipe:
     generator: str
     weights: str | None
     form: str = ""
-    wrist_size: tuple[int, int] = (72, 128)
-    multiple: int = 8
+    wrist_size: tuple[int, int] = (96, 176)
+    multiple: int = 16
     resize: str = "area"
     pixels: int = 112 * 196
     side: int = 518
@@ -113,11 +115,18 @@ class Recipe:
     negative: str = ""
     precision: str = "float32"
     min_coverage: float = 0.05
+    without: tuple[str, ...] = ()
+
+    def file(self, stage: str) -> str:
+        """The name of the weights that training a stage writes, as in generation.safetensors."""
+        lacking = [part for part in self.without if (part == "spc") == (stage == "reconstruction")]
+        return "-no-".join([stage, *lacking]) + ".safetensors"
 
     def to_dict(self) -> dict:
         """Plain values, for plans and manifests."""
         values = asdict(self)
         values["wrist_size"] = list(self.wrist_size)
+        values["without"] = list(self.without)
         return values
 
 
@@ -130,6 +139,15 @@ _VIDEO: dict[str, Any] = {
     "overlap": 16,
     "negative": "low quality, distorted, ugly, bad anatomy",
     "precision": "bfloat16",
+}
+
+# What nano can be trained without: the rows of WristWorld's ablation (its table 4; its row of the
+# video model alone is "map" too), and the sweep, which is not the paper's.
+ABLATIONS = {
+    "map": "the projection (condition map and sweep)",
+    "clip": "the anchors' tokens (where the full-size recipes have CLIP)",
+    "spc": "the spatial projection consistency loss",
+    "sweep": "the sweep",
 }
 
 RECIPES: dict[str, Recipe] = {
@@ -147,6 +165,16 @@ RECIPES: dict[str, Recipe] = {
             "projection",
             "nano",
             multiple=1,
+        ),
+        *(
+            Recipe(
+                f"nano-no-{part}",
+                f"nano trained without {what}, for comparison; no weights are packaged",
+                "wrist-dit",
+                None,
+                without=(part,),
+            )
+            for part, what in ABLATIONS.items()
         ),
         Recipe(
             "paper",

@@ -119,7 +119,8 @@ _OFFICIAL = "the released settings; rate, batch and steps as in the paper"
 
 DEFAULTS: dict[tuple[str, str], Defaults] = {
     ("nano", "reconstruction"): Defaults(2300, 12, 8e-4, source="what the packaged weights had"),
-    ("nano", "generation"): Defaults(1150, 4, 8e-4, source="what the packaged weights had"),
+    ("nano", "wrist"): Defaults(800, 12, 8e-4, source="enough for the head to settle"),
+    ("nano", "generation"): Defaults(1000, 2, 8e-4, source="what the packaged weights had"),
     ("paper", "reconstruction"): Defaults(
         30_000, 4, 2e-5, 3, warmup=0.05, lowest=0.0, others=_STAGE1, source=_PAPER.format(7)
     ),
@@ -144,6 +145,7 @@ DEFAULTS: dict[tuple[str, str], Defaults] = {
 
 def defaults_of(recipe: str, stage: str) -> Defaults:
     """What the stage is trained with; SourceError where the recipe is not trained."""
+    recipe = recipe.partition("-no-")[0]  # ablations are trained as what they lack a part of
     if (recipe, stage) not in DEFAULTS:
         known = sorted({name for name, _ in DEFAULTS})
         raise SourceError(

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ..models.checkpoints import load_weights, save_weights
 from ..models.generator import Condition, GeneratorConfig, WristGenerator, sample
+from ..models.sweep import SweptViews
 from ..readers.episode import Episode
+from ..readers.errors import SourceError
 from . import assess, parallel
 from .checkpoint import load_trained
 from .corpus import Arrays
-from .generate import ANCHOR_SIZE, gripper_plane
+from .generate import ANCHOR_SIZE, gripper_plane, swept_views
 from .pipeline import Augmenter, load_generator
 from .recipe import GENERATION
 from .reconstruct import resize_frames
@@ -50,6 +52,9 @@ def clip_rows(episode: Episode, augmenter: Augmenter, seed: int) -> dict[str, np
         poses = disturb(geometry.wrist_pose, rng, degrees=0.6, metres=0.003)
         geometry = replace(geometry, wrist_pose=poses)
     maps, _ = augmenter.project(episode, geometry)
+    views = len(episode.anchors)
+    T = len(wrist.frames)
+    every = np.arange(T)
     anchors = torch.stack([resize_frames(v.frames, ANCHOR_SIZE) for v in episode.anchors], dim=1)
     text = np.zeros((1, 64), np.uint8)
     data = episode.language.encode()[:64]
@@ -62,38 +67,59 @@ def clip_rows(episode: Episode, augmenter: Augmenter, seed: int) -> dict[str, np
         "anchors": (anchors * 255).round().to(torch.uint8).numpy(),
         "gripper": gripper_plane(episode).numpy(),
     }
+    swept = swept_views(torch.zeros(T, views, 3, *ANCHOR_SIZE), maps.cameras, every)
+    if swept is None:
+        raise SourceError(
+            "has no calibrated cameras, which a generator learns to look along",
+            record=episode.record.index,
+            todo="train on a corpus that has them (`wristaugment simulate` writes one)",
+        )
+    for name in ("K", "pose", "wrist_K", "wrist_pose"):
+        steps[f"swept_{name}"] = getattr(swept, name)[0].numpy()
+    steps["swept_depth"] = swept.depth[0].numpy().astype(np.float16)
     clips = len(wrist.frames) // recipe.clip
     rows = {k: v[: clips * recipe.clip].reshape(clips, recipe.clip, *v.shape[1:])
             for k, v in steps.items()}  # fmt: skip
     return rows | {"text": np.repeat(text, clips, 0)}
 
 
-def take_clips(arrays: Arrays, index: np.ndarray, views: list[int]) -> tuple[Condition, Tensor]:
-    """Clips `index` as the generator's input and the true clips [B, T, 3, H, W] in [-1, 1]."""
+def take_clips(
+    arrays: Arrays, index: np.ndarray, views: list[int], part: slice = slice(None)
+) -> tuple[Condition, Tensor]:
+    """Clips `index` as the generator's input and the true clips [B, T, 3, H, W] in [-1, 1].
+
+    Args:
+        views: which anchors, in which order. part: which frames.
+    """
 
     def rows(name: str) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(arrays[name][index]))
+        values = arrays[name]
+        return torch.as_tensor(
+            np.stack([values[i] if name == "text" else values[i, part] for i in index])
+        )
 
     def picture(name: str) -> Tensor:
         return rows(name).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
 
     text = rows("text").long()
+    anchors = rows("anchors")[:, :, views].float() / 255
     condition = Condition(
         filled=picture("filled"),
         covered=rows("covered").float()[:, :, None],
         nearness=rows("nearness").float()[:, :, None] / 255,
-        anchors=rows("anchors")[:, :, views].float() / 255,
+        anchors=anchors,
         text=torch.where(text > 0, text + 1, text),
         gripper=rows("gripper").float(),
+        views=SweptViews(
+            colors=anchors,
+            K=rows("swept_K")[:, :, views],
+            pose=rows("swept_pose")[:, :, views],
+            depth=rows("swept_depth")[:, :, views].float(),
+            wrist_K=rows("swept_wrist_K"),
+            wrist_pose=rows("swept_wrist_pose"),
+        ),
     )
     return condition, picture("wrist")
-
-
-def shorten(condition: Condition, truth: Tensor, frames: int, start: int):
-    """`frames` frames of every clip, from `start`."""
-    part = slice(start, start + frames)
-    cut = {k: v if k == "text" else v[:, part] for k, v in vars(condition).items()}
-    return Condition(**cut), truth[:, part]
 
 
 def jitter_clip(condition: Condition, truth: Tensor, generator: torch.Generator):
@@ -105,7 +131,9 @@ def jitter_clip(condition: Condition, truth: Tensor, generator: torch.Generator)
         return ((x + 1) * gain - 1).clamp(-1, 1)
 
     anchors = (condition.anchors * gain[:, None]).clamp(0, 1)
-    return replace(condition, filled=shade(condition.filled), anchors=anchors), shade(truth)
+    views = condition.views and replace(condition.views, colors=anchors)
+    changed = replace(condition, filled=shade(condition.filled), anchors=anchors, views=views)
+    return changed, shade(truth)
 
 
 def train_generation(
@@ -114,13 +142,15 @@ def train_generation(
     folder: Path,
     *,
     config: GeneratorConfig | None = None,
-    one_step: float = 0.65,
+    one_step: float = 0.85,
     drop: float = 0.1,
+    unswept: float = 0.15,
     lengths: tuple[int, ...] = (2, 2, 2, 8),
     initial: Path | None = None,
     validation: Arrays | None = None,
+    file: str = GENERATION,
 ) -> Path:
-    """Train stage 2 and write `generation.safetensors` into `folder`.
+    """Train stage 2 and write its weights, and the mean wrist picture, into `folder`.
 
     The first `one_step` share of the steps sees pure noise alone, which makes it a regression from
     the condition; then noise levels are drawn over (0, 1]. (A flow that starts from a regression
@@ -128,10 +158,12 @@ def train_generation(
 
     Args:
         drop: share of clips without anchor and text tokens, for classifier-free guidance.
+        unswept: share of the steps that are given the condition map alone.
         lengths: frames of a step's clips, drawn from these. A batch has more of the short ones, so
             that every step has as many frames: those of one clip are alike, and attention over a
             long one costs more than over many short ones.
         initial: weights to start from. validation: what `schedule.validate_every` measures on.
+        file: the weights' name; what a training needs to go on lies in a folder of the same name.
     """
     torch.manual_seed(schedule.seed)
     config = config or GeneratorConfig()
@@ -146,9 +178,9 @@ def train_generation(
         batch = schedule.batch * whole // frames
         index = torch.randint(len(arrays), (batch,), generator=generator).numpy()
         order = torch.randperm(views, generator=generator).tolist()
-        condition, truth = take_clips(arrays, np.sort(index), order)
         start = int(torch.randint(whole - frames + 1, (), generator=generator))
-        condition, truth = shorten(condition, truth, frames, start)
+        part = slice(start, start + frames)
+        condition, truth = take_clips(arrays, np.sort(index), order, part)
         said = torch.rand(batch, 1, generator=generator) >= drop
         condition = replace(condition, gripper=condition.gripper * said)
         condition, truth = jitter_clip(condition, truth, generator)
@@ -162,7 +194,10 @@ def train_generation(
         noisy = (1 - level) * truth + level * noise
         keep = torch.rand(B, generator=generator) >= drop
         context, _ = network.encode_context(condition, keep)
-        clean = network(noisy, sigma, condition, context).float()
+        # Without calibrated cameras there is nothing to sweep: the map alone must do then.
+        blind = float(torch.rand((), generator=generator)) < unswept
+        swept = None if blind else network.look(condition)
+        clean = network(noisy, sigma, condition, context, swept).float()
         # A little of the gradient's error keeps edges that a squared error alone would blur.
         squared = (clean - truth).square().mean()
         absolute = (clean - truth).abs().mean()
@@ -180,14 +215,14 @@ def train_generation(
         network,
         losses,
         schedule,
-        folder / "generation",
+        folder / Path(file).stem,
         validate=None
         if validation is None
         else lambda: measure(network, validation, schedule.seed),
         images=None if validation is None else lambda: picture(network, validation, schedule.seed),
     )
     load_trained(network, average.values)
-    path = folder / GENERATION
+    path = folder / file
     if parallel.rank() > 0:
         return path
     save_weights(path, network, config.to_dict())
@@ -221,8 +256,10 @@ def picture(network: WristGenerator, arrays: Arrays, seed: int) -> dict[str, np.
 
 
 @torch.no_grad()
-def measure(network: WristGenerator, arrays: Arrays, seed: int, batch: int = 4) -> dict[str, float]:
-    """Mean PSNR in dB over the clips, by sampling steps and guidance, and of the map alone."""
+def measure(
+    network: WristGenerator, arrays: Arrays, seed: int, batch: int = 4, clips: int = 20
+) -> dict[str, float]:
+    """Mean PSNR in dB over the first `clips` clips, by sampling steps, and of the map alone."""
     views = list(range(arrays["anchors"].shape[2]))
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Tensor]] = {}
@@ -231,12 +268,13 @@ def measure(network: WristGenerator, arrays: Arrays, seed: int, batch: int = 4) 
         error = (clip - truth).square().mean((2, 3, 4)) / 4
         found.setdefault(name, []).append((-10 * torch.log10(error)).flatten())
 
-    for start in range(0, len(arrays), batch):
-        index = np.arange(start, min(len(arrays), start + batch))
+    end = min(len(arrays), clips)
+    for start in range(0, end, batch):
+        index = np.arange(start, min(end, start + batch))
         condition, truth = take_clips(arrays, index, views)
         noise = torch.randn(truth.shape, generator=generator)
         note("psnr_map", condition.filled, truth)
-        for steps, guidance in ((1, 1.0), (3, 1.0), (3, 1.5)):
-            clip = sample(network, condition, noise, steps=steps, guidance=guidance)
-            note(f"psnr_steps{steps}_guidance{guidance}", clip, truth)
+        for steps in (1, 3):
+            clip = sample(network, condition, noise, steps=steps, guidance=1.0)
+            note(f"psnr_steps{steps}", clip, truth)
     return {name: float(torch.cat(values).mean()) for name, values in sorted(found.items())}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.checkpoints import save_weights
+from ..models.checkpoints import load_weights, save_weights
 from ..models.geometry import (
     calibrated_rays,
     decode_pose,
@@ -24,6 +24,7 @@ from ..models.geometry import (
 )
 from ..models.spc import spc_loss
 from ..models.vggt import VGGT, Geometry, VGGTConfig
+from ..models.wrist import WRIST_HEADS
 from ..readers.episode import Episode, View
 from . import parallel
 from .checkpoint import load_trained
@@ -275,21 +276,26 @@ def train_reconstruction(
     rays_share: float = 0.8,
     spc_weight: float = 1.0,
     initial: Path | None = None,
+    only_wrist: bool = False,
     validation: Arrays | None = None,
+    file: str = RECONSTRUCTION,
 ) -> Path:
-    """Train stage 1 and write `reconstruction.safetensors` into `folder`.
+    """Train stage 1 and write its weights into `folder`.
 
     Args:
         rays_share: share of the steps that are given calibrated rays; the others see RGB alone.
         initial: weights to start from. validation: what `schedule.validate_every` measures on.
+        only_wrist: a new wrist head is trained on the features of `initial`, all else stays.
+        file: the weights' name; what a training needs to go on lies in a folder of the same name.
     """
     torch.manual_seed(schedule.seed)
     network = VGGT(config)
     network.prepare_from_scratch()
     if initial is not None:
-        from ..models.checkpoints import load_weights
-
         load_weights(initial, network)
+    if only_wrist:
+        network.requires_grad_(False)
+        network.wrist_head = WRIST_HEADS[config.wrist_kind](2 * config.dim, **config.wrist)
     size = (arrays["images"].shape[-2], arrays["images"].shape[-1])
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -309,12 +315,12 @@ def train_reconstruction(
         network,
         losses,
         schedule,
-        folder / "reconstruction",
+        folder / Path(file).stem,
         validate=None if validation is None else lambda: measure(network, validation),
         images=None if validation is None else lambda: picture(network, validation),
     )
     load_trained(network, average.values)
-    path = folder / RECONSTRUCTION
+    path = folder / file
     if parallel.rank() == 0:
         save_weights(path, network, asdict(config))
     return path

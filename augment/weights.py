@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..models.errors import WeightsError
 from ..readers.errors import SourceError
-from .recipe import GENERATION, RECONSTRUCTION, WEIGHTS, Recipe, get_recipe
+from .recipe import ABLATIONS, GENERATION, RECONSTRUCTION, WEIGHTS, Recipe, get_recipe
 from .weights_hashes import cache_folder, check_hash, read_records, remembered_sha256
 
 ENVIRONMENT = "WRISTAUGMENT_WEIGHTS"
@@ -118,6 +118,13 @@ _NANO = (
 _NEEDS: dict[str, tuple[Need, ...]] = {
     "nano": _NANO,
     "projection": _NANO[:1],
+    **{
+        f"nano-no-{part}": tuple(
+            replace(need, main=get_recipe(f"nano-no-{part}").file(need.part), licence="yours")
+            for need in _NANO
+        )
+        for part in ABLATIONS
+    },
     "paper": (
         Need(
             "vggt",

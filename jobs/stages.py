@@ -23,7 +23,7 @@ class TrainJob:
     """What a stage must know of a training. Small and picklable; paths are absolute.
 
     Attributes:
-        stage: "reconstruction" or "generation". data_dir, data_key: as in `mirror.localise`;
+        stage: "reconstruction", "wrist" or "generation". data_dir, data_key: as in `mirror.localise`;
             dataset: as in `open_dataset`.
         splits: to train on; episodes: only the first so many of them.
         validation: split to measure on, or None.
@@ -61,7 +61,12 @@ class TrainJob:
     @property
     def folder(self) -> Path:
         """Where checkpoints and logs go."""
-        return self.out / self.stage
+        return self.out / Path(self.file).stem
+
+    @property
+    def file(self) -> str:
+        """The name of the weights file that is written below `out`."""
+        return self.recipe.file("generation" if self.stage == "generation" else "reconstruction")
 
     def wrist_key(self, dataset) -> str:
         """The recorded wrist view of the corpus; SourceError where it has none."""
@@ -174,6 +179,7 @@ def _clips(job: TrainJob, splits: tuple[str, ...], check=_nothing):
         "reconstruction": file_sha256(job.out / RECONSTRUCTION),
         "recipe": recipe.to_dict(),
         "seed": job.schedule.seed,
+        "layout": 2,  # of the rows: 2 has the cameras
     }
     augmenter = None
 
@@ -208,6 +214,20 @@ def _prepare_reconstruction(job: TrainJob, check: Callable[[], None]) -> None:
         _frames(job, splits, check)
 
 
+def _check_wrist(job: TrainJob) -> None:
+    if job.initial is None:
+        raise SourceError(
+            "a wrist head alone learns on the features of a trained stage 1",
+            key="--init",
+            todo="name its reconstruction.safetensors",
+        )
+    if job.initial == job.out / job.file:
+        raise SourceError(
+            "would be overwritten", file=job.initial, key="--out", todo="give another folder"
+        )
+    _check_reconstruction(job)
+
+
 def _check_generation(job: TrainJob) -> None:
     if not (job.out / RECONSTRUCTION).exists():
         raise SourceError(
@@ -220,9 +240,16 @@ def _check_generation(job: TrainJob) -> None:
     load_reconstruction(job.out / RECONSTRUCTION)
     if job.initial is not None:
         from ..models.checkpoints import load_weights
-        from ..models.generator import GeneratorConfig, WristGenerator
+        from ..models.generator import WristGenerator
 
-        load_weights(job.initial, WristGenerator(GeneratorConfig()))
+        load_weights(job.initial, WristGenerator(_generator(job)))
+
+
+def _generator(job: TrainJob):
+    """Sizes of the generator that is trained."""
+    from ..models.generator import PARTS, GeneratorConfig
+
+    return GeneratorConfig(without=tuple(part for part in job.recipe.without if part in PARTS))
 
 
 def _prepare_generation(job: TrainJob, check: Callable[[], None]) -> None:
@@ -236,7 +263,14 @@ def _train_reconstruction(job: TrainJob) -> tuple[Path, dict[str, float]]:
 
     held = _frames(job, (job.validation,)) if job.validation else None
     path = train_reconstruction(
-        _frames(job, job.splits), job.schedule, job.out, initial=job.initial, validation=held
+        _frames(job, job.splits),
+        job.schedule,
+        job.out,
+        spc_weight=0.0 if "spc" in job.recipe.without else 1.0,
+        initial=job.initial,
+        only_wrist=job.stage == "wrist",
+        validation=held,
+        file=job.file,
     )
     if held is None or parallel.rank() > 0:
         return path, {}
@@ -249,7 +283,13 @@ def _train_generation(job: TrainJob) -> tuple[Path, dict[str, float]]:
 
     held = _clips(job, (job.validation,)) if job.validation else None
     path = train_generation(
-        _clips(job, job.splits), job.schedule, job.out, initial=job.initial, validation=held
+        _clips(job, job.splits),
+        job.schedule,
+        job.out,
+        config=_generator(job),
+        initial=job.initial,
+        validation=held,
+        file=job.file,
     )
     if held is None or parallel.rank() > 0:
         return path, {}
@@ -261,5 +301,6 @@ STAGES: dict[tuple[str, str], Stage] = {
     ("wrist-dit", "reconstruction"): Stage(
         _check_reconstruction, _prepare_reconstruction, _train_reconstruction
     ),
+    ("wrist-dit", "wrist"): Stage(_check_wrist, _prepare_reconstruction, _train_reconstruction),
     ("wrist-dit", "generation"): Stage(_check_generation, _prepare_generation, _train_generation),
 }

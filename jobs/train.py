@@ -52,7 +52,11 @@ def add_parser(subparsers) -> None:
         epilog=_EPILOG + _defaults(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=("reconstruction", "generation"))
+    parser.add_argument(
+        "stage",
+        choices=("reconstruction", "wrist", "generation"),
+        help="wrist: a new wrist head on the features of --init, all else as it is (nano)",
+    )
     parser.add_argument("--recipe", default="nano", help="what to train (default nano)")
     parser.add_argument(
         "--set",

@@ -132,6 +132,18 @@ def add_parser(subparsers) -> None:
         metavar="N",
         help="show the first N scored episodes on it (default: %(default)s)",
     )
+    result.add_argument(
+        "--picture",
+        metavar="FILE.png",
+        help="write one picture: a row an episode, from the anchors to the recorded view",
+    )
+    result.add_argument(
+        "--picture-episodes",
+        type=int,
+        default=4,
+        metavar="N",
+        help="show the first N scored episodes in it (default: %(default)s)",
+    )
     result.add_argument("--json", metavar="FILE", help="write all figures as JSON (- = stdout)")
 
 
@@ -142,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
         SourceError: refused, or not one episode could be scored.
     """
     from ..augment.pairs import open_pairs
+    from ..augment.picture import sheet_row, write_sheet
     from ..augment.scores import GENERAL, METRICS, format_table, unknown
     from .mirror import localise
     from .output import COMPLETE, QUARANTINED, speaker, write_json
@@ -166,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
     fingerprints |= scorer.load()
     for line in looked_in:
         say(f"nearest: {line}")
-    rows = []
+    rows, sheet = [], []
     progress = Progress(pairs.total, 0)
     try:
         for done, (episode, copied) in enumerate(_released(pairs)):
@@ -175,6 +188,8 @@ def run(args: argparse.Namespace) -> int:
                     result = scorer(episode, copied)
                     if args.page and len(rows) < args.page_episodes:
                         rows.append(_page_row(result, scorer.ways))
+                    if args.picture and len(sheet) < args.picture_episodes:
+                        sheet.append(sheet_row(result))
             progress.update(done + 1)
     finally:
         progress.close()
@@ -213,6 +228,9 @@ def run(args: argparse.Namespace) -> int:
     if args.page:
         size = _write_page(Path(args.page), rows, report, scorer, args.copy, pairs.wrist_key)
         say(f"page: {args.page} ({size / 1e6:.1f} MB)")
+    if args.picture:
+        size = write_sheet(Path(args.picture), sheet)
+        say(f"picture: {args.picture} ({size / 1e6:.1f} MB)")
     write_json(args.json, report)
     return QUARANTINED if pairs.left_out else COMPLETE
 

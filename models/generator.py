@@ -238,9 +238,7 @@ class WristGenerator(nn.Module):
         # stays at one place in the picture: here every pixel learns what is usual there.
         self.mount = nn.Parameter(torch.zeros(1, MOUNT, *c.mount))
         self.sweeps = not {"map", "sweep"} & set(c.without)
-        self.detail = Detail(
-            planes, others + COARSE, c.detail, c.swept if self.sweeps else 0
-        )
+        self.detail = Detail(planes, others + COARSE, c.detail, c.swept if self.sweeps else 0)
 
     def check_size(self, frames: int, height: int, width: int) -> None:
         """Raise ValueError for a clip that the network would crop in silence or cannot place."""

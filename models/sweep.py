@@ -87,7 +87,9 @@ def sweep(views: SweptViews, size: tuple[int, int]) -> Tensor:
     out = torch.empty(N, V, PLANES, CHANNELS, *size)
     out = out.to(views.colors.device)
     for v in range(V):
-        pixels, z = project(points, views.K[:, :, v].flatten(0, 1), views.pose[:, :, v].flatten(0, 1))
+        pixels, z = project(
+            points, views.K[:, :, v].flatten(0, 1), views.pose[:, :, v].flatten(0, 1)
+        )
         grid = torch.stack([(pixels[..., 0] + 0.5) / w, (pixels[..., 1] + 0.5) / h], -1) * 2 - 1
         seen = ((grid.abs() < 1).all(-1) & (z > NEAR)).view(N, PLANES, *size)
         grid = grid.clamp(-2, 2).view(N, PLANES * size[0], size[1], 2)

@@ -19,10 +19,10 @@ from wristaugment.models.vggt import VGGT, VGGTConfig
 from wristaugment.readers.episode import Episode, Record, View
 from wristaugment.readers.errors import SourceError
 
-DIT_CONFIG = GeneratorConfig(layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=8)
+DIT_CONFIG = GeneratorConfig(layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=12)
 RECIPE = replace(
     RECIPES["nano"],
-    wrist_size=(24, 40),
+    wrist_size=(32, 48),
     pixels=56 * 98,
     clip=4,
     overlap=1,
@@ -41,7 +41,7 @@ def weights(tmp_path_factory, small_vggt):
     network.prepare_from_scratch()
     save_weights(folder / "reconstruction.safetensors", network, asdict(small_vggt))
     generator = WristGenerator(DIT_CONFIG)
-    torch.nn.init.normal_(generator.dit.proj_out.weight, std=0.02)
+    torch.nn.init.normal_(generator.detail.last.weight, std=0.1)
     save_weights(folder / "generation.safetensors", generator, DIT_CONFIG.to_dict())
     return folder
 
@@ -79,7 +79,7 @@ def episode(looking):
 
 def test_a_stream_has_a_frame_a_step_and_says_where_its_pose_came_from(augmenter, episode):
     stream = augmenter(episode(), seed=3)
-    assert stream.frames.shape == (6, 24, 40, 3) and stream.frames.dtype == np.uint8
+    assert stream.frames.shape == (6, 32, 48, 3) and stream.frames.dtype == np.uint8
     assert stream.valid.all() and (stream.coverage > 0.3).all()
     assert "measured" in stream.notes["pose"]
     np.testing.assert_allclose(stream.pose, episode().measured_wrist_pose(), atol=1e-5)
@@ -101,7 +101,7 @@ def test_the_bytes_do_not_depend_on_what_was_made_before(augmenter, weights, epi
 def test_without_calibration_the_head_gives_the_pose(augmenter, episode):
     stream = augmenter(episode(calibrated=False), seed=0)
     assert "head" in stream.notes["pose"] and "no calibration" in stream.notes["geometry"]
-    assert stream.frames.shape == (6, 24, 40, 3) and np.isfinite(stream.pose).all()
+    assert stream.frames.shape == (6, 32, 48, 3) and np.isfinite(stream.pose).all()
     head = augmenter(episode(), seed=0, pose="head")
     assert "asked for" in head.notes["pose"]
 
@@ -126,7 +126,7 @@ def test_every_length_comes_out_whole(augmenter, steps, episode):
 def test_three_square_views_go_through(augmenter, episode):
     views = episode(calibrated=False, size=(64, 64))
     views.anchors.append(replace(views.anchors[0], key="observation/image_2"))
-    assert augmenter(views, seed=0).frames.shape == (6, 24, 40, 3)
+    assert augmenter(views, seed=0).frames.shape == (6, 32, 48, 3)
 
 
 def test_frames_that_saw_too_little_are_black_and_invalid(weights, episode):

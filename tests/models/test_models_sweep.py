@@ -1,0 +1,99 @@
+"""The plane sweep: where wrist rays meet the assumed surfaces, and what the anchors show there."""
+
+import numpy as np
+import pytest
+import torch
+from wristaugment.models.geometry import project
+from wristaugment.models.sweep import DISTANCES, HEIGHTS, PLANES, SweptViews, surfaces, sweep
+
+SIZE = (24, 32)
+K = torch.tensor([[20.0, 0, 15.5], [0, 20, 11.5], [0, 0, 1]])
+
+
+def looking_down(height: float, x: float = 0.0) -> torch.Tensor:
+    """World-to-camera of a camera above (x, 0), its picture's x along the world's."""
+    pose = torch.diag(torch.tensor([1.0, -1, -1, 1]))
+    pose[0, 3], pose[2, 3] = -x, height
+    return pose
+
+
+def table(texture, size, K, pose, height=0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a camera sees of a horizontal plane with a colour at every (x, y): picture and depth."""
+    rays = torch.cat(
+        [torch.stack(torch.meshgrid(torch.arange(size[1]), torch.arange(size[0]), indexing="xy"), -1),
+         torch.ones(*size, 1)], -1).float() @ torch.linalg.inv(K).T  # fmt: skip
+    turn = pose[:3, :3].T
+    centre = -turn @ pose[:3, 3]
+    way = rays @ turn.T
+    z = (height - centre[2]) / way[..., 2]
+    points = centre + z[..., None] * way
+    return texture(points).permute(2, 0, 1), z
+
+
+def checks(points: torch.Tensor) -> torch.Tensor:
+    """A smooth pattern, so that bilinear sampling is nearly right."""
+    x, y = points[..., 0], points[..., 1]
+    waves = [torch.sin(6 * x), torch.cos(5 * y), torch.sin(4 * (x + y))]
+    return 0.5 + 0.4 * torch.stack(waves, -1)
+
+
+def views(hand: torch.Tensor, height: float = 0.0) -> SweptViews:
+    anchor_K = torch.tensor([[150.0, 0, 79.5], [0, 150, 44.5], [0, 0, 1]])
+    poses = [looking_down(1.2, x) for x in (-0.1, 0.15)]
+    seen = [table(checks, (90, 160), anchor_K, pose, height) for pose in poses]
+    return SweptViews(
+        colors=torch.stack([color for color, _ in seen])[None, None],
+        K=anchor_K.expand(1, 1, 2, 3, 3),
+        pose=torch.stack(poses)[None, None],
+        depth=torch.stack([z for _, z in seen])[None, None],
+        wrist_K=K.expand(1, 1, 3, 3),
+        wrist_pose=hand.expand(1, 1, 4, 4),
+    )
+
+
+@pytest.mark.parametrize("plane", [0, 1, 2])
+def test_on_the_right_plane_every_anchor_shows_what_the_hand_sees(plane):
+    hand = looking_down(0.5)
+    found = sweep(views(hand, HEIGHTS[plane]), SIZE)
+    assert found.shape == (1, 1, 2, PLANES, 4, *SIZE)
+    truth, _ = table(checks, SIZE, K, hand, HEIGHTS[plane])
+    for view in range(2):
+        error = (found[0, 0, view, :, :3] - (2 * truth - 1)).abs().mean((1, 2, 3))
+        assert error[: len(HEIGHTS)].argmin() == plane and error[plane] < 0.01
+        signed = found[0, 0, view, : len(HEIGHTS), 3].mean((1, 2))
+        assert signed[plane].abs() < 0.01
+        # What is assumed above the surface is free, what is assumed below it hidden.
+        assert (signed[plane + 1 :] > 0.3).all() and (signed[:plane] < -0.3).all()
+
+
+def test_points_lie_on_their_surfaces_and_on_their_rays():
+    turn = torch.tensor(np.float32([[0.9, 0.1, -0.4], [-0.3, -0.5, -0.8], [-0.3, 0.85, -0.4]]))
+    turn = torch.linalg.qr(turn).Q
+    turn = turn * torch.linalg.det(turn).sign()
+    hand = torch.eye(4)
+    hand[:3, :3], hand[:3, 3] = turn, torch.tensor([0.1, 0.2, 0.4])
+    points = surfaces(K[None], hand[None], SIZE)[0]
+    pixels, z = project(points.flatten(1, 2), K.expand(PLANES, 3, 3), hand.expand(PLANES, 4, 4))
+    ys, xs = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
+    grid = torch.stack([xs, ys], -1).float().flatten(0, 1).expand_as(pixels)
+    torch.testing.assert_close(pixels, grid, atol=1e-3, rtol=0)
+    for plane, height in enumerate(HEIGHTS):
+        met = z[plane] < 1.99
+        assert (points.flatten(1, 2)[plane, met, 2] - height).abs().max() < 1e-4
+    for plane, distance in enumerate(DISTANCES, len(HEIGHTS)):
+        assert (z[plane] - distance).abs().max() < 1e-5
+
+
+def test_what_no_anchor_sees_is_grey_and_hidden():
+    away = looking_down(0.5)
+    away[0, 3] = -30.0  # 30 m aside
+    found = sweep(views(away), SIZE)
+    assert not found[..., :3, :, :].any()
+    assert (found[..., 3, :, :] == -1).all()
+
+
+def test_unknown_depth_is_hidden_and_keeps_its_colour():
+    seen = views(looking_down(0.5))
+    seen.depth[:] = 0
+    found = sweep(seen, SIZE)
+    assert (found[..., 3, :, :] == -1).all() and found[..., :3, :, :].any()

@@ -23,8 +23,8 @@ class TrainJob:
     """What a stage must know of a training. Small and picklable; paths are absolute.
 
     Attributes:
-        stage: "reconstruction", "wrist" or "generation". data_dir, data_key: as in `mirror.localise`;
-            dataset: as in `open_dataset`.
+        stage: "reconstruction", "wrist" or "generation". data_dir, data_key: as in
+            `mirror.localise`; dataset: as in `open_dataset`.
         splits: to train on; episodes: only the first so many of them.
         validation: split to measure on, or None.
         out: receives the weights file of the stage. folder: `out`/`stage`, for `train`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -82,8 +82,14 @@ class Condition:
 
     def to(self, device: torch.device | str) -> Condition:
         """The same on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Condition(**{k: None if v is None else v.to(device) for k, v in values.items()})
+        values: dict[str, Any] = vars(self)
+        moved: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in values.items()}
+        return Condition(**moved)
+
+    def twice(self) -> Condition:
+        """Every clip of the batch two times, without cameras."""
+        values: dict[str, Any] = vars(self)
+        return Condition(**{k: torch.cat([v, v]) for k, v in values.items() if k != "views"})
 
 
 class Neighbours(nn.Module):
@@ -345,11 +351,8 @@ def sample(
     positive, negative = generator.encode_context(condition)
     guided = guidance != 1.0
     swept = generator.look(condition)
-    if guided:
-        both = Condition(
-            **{k: torch.cat([v, v]) for k, v in vars(condition).items() if k != "views"}
-        )
-        double = None if swept is None else torch.cat([swept, swept])
+    both = condition.twice() if guided else condition
+    double = None if swept is None or not guided else torch.cat([swept, swept])
     x = noise
     for i, timestep in enumerate(scheduler.timesteps):
         sigma = scheduler.sigmas[i].to(x)

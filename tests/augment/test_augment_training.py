@@ -24,7 +24,7 @@ from wristaugment.augment.train_reconstruction import (
     validate,
 )
 from wristaugment.augment.training import Schedule, train
-from wristaugment.models.generator import Condition, GeneratorConfig
+from wristaugment.models.generator import GeneratorConfig
 from wristaugment.models.geometry import transform, unproject
 from wristaugment.readers.episode import Episode, Record, View
 from wristaugment.readers.errors import SourceError

@@ -1,9 +1,8 @@
 """The plane sweep: where wrist rays meet the assumed surfaces, and what the anchors show there."""
 
-import numpy as np
 import pytest
 import torch
-from wristaugment.models.geometry import project
+from wristaugment.models.geometry import camera_rays, project
 from wristaugment.models.sweep import DISTANCES, HEIGHTS, PLANES, SweptViews, surfaces, sweep
 
 SIZE = (24, 32)
@@ -19,9 +18,7 @@ def looking_down(height: float, x: float = 0.0) -> torch.Tensor:
 
 def table(texture, size, K, pose, height=0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """What a camera sees of a horizontal plane with a colour at every (x, y): picture and depth."""
-    rays = torch.cat(
-        [torch.stack(torch.meshgrid(torch.arange(size[1]), torch.arange(size[0]), indexing="xy"), -1),
-         torch.ones(*size, 1)], -1).float() @ torch.linalg.inv(K).T  # fmt: skip
+    rays = camera_rays(K, size)
     turn = pose[:3, :3].T
     centre = -turn @ pose[:3, 3]
     way = rays @ turn.T
@@ -67,7 +64,7 @@ def test_on_the_right_plane_every_anchor_shows_what_the_hand_sees(plane):
 
 
 def test_points_lie_on_their_surfaces_and_on_their_rays():
-    turn = torch.tensor(np.float32([[0.9, 0.1, -0.4], [-0.3, -0.5, -0.8], [-0.3, 0.85, -0.4]]))
+    turn = torch.tensor([[0.9, 0.1, -0.4], [-0.3, -0.5, -0.8], [-0.3, 0.85, -0.4]])
     turn = torch.linalg.qr(turn).Q
     turn = turn * torch.linalg.det(turn).sign()
     hand = torch.eye(4)

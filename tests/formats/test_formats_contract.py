@@ -264,7 +264,7 @@ def test_frames_are_as_large_as_the_format_s_readers_expect(dataset, tmp_path, j
     plan = json.loads((tmp_path / "out" / ".wristaugment" / "plan.json").read_text())
     shapes = {stream.key: stream.shape[:2] for stream in source.streams()}
     sibling = shapes[source.profile.anchors[0].key]
-    wanted = {"calvin": (84, 84), "rlds": (72, 128), "droid_raw": (72, 128)}
+    wanted = {"calvin": (84, 84), "rlds": (96, 176), "droid_raw": (96, 176)}
     assert tuple(plan["wrist_size"]) == wanted.get(source.format, sibling)
 
 

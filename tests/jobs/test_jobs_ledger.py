@@ -66,7 +66,7 @@ def test_nothing_in_the_copy_depends_on_where_the_source_lies(lab, small, whole,
     ("options", "said"),
     [
         (["--seed", "5"], "seed is 0 there and 5 here"),
-        (["--wrist-size", "40x56"], "wrist_size is [72, 128] there and [40, 56] here"),
+        (["--wrist-size", "40x56"], "wrist_size is [96, 176] there and [40, 56] here"),
         (["--episodes", "3"], "episodes is none there and 3 here"),
         (
             ["--anchor-keys", "exterior_image_2_left"],

@@ -59,7 +59,7 @@ def test_tfds_reads_the_copy(out, lab):
     for episode in data:
         steps = list(episode["steps"])
         assert len(steps) == lab.steps
-        assert steps[0]["observation"]["hand_rgb"].shape == (72, 128, 3)
+        assert steps[0]["observation"]["hand_rgb"].shape == (96, 176, 3)
         assert all(bool(step["observation"]["wrist_valid"]) for step in steps)
         texts.append(steps[0]["language_instruction"].numpy().decode())
     assert sorted(texts) == sorted(f"put {a} on {b}" for a in range(4) for b in range(2))

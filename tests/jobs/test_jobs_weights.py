@@ -475,7 +475,7 @@ def test_an_actor_refuses_a_gpu_that_is_too_small_before_it_loads(
     work = works.Work(
         data_dir=str(small.root), dataset="droid", anchor_keys=None, out=str(tmp_path / "out"),
         splits=None, limit=None, recipe="nano", settings=(), weights=None, device="cuda",
-        wrist_key="wrist_rgb", size=(72, 128), made=(72, 128), pose="auto", geometry="auto",
+        wrist_key="wrist_rgb", size=(96, 176), made=(96, 176), pose="auto", geometry="auto",
         seed=0, replace=False, description="synthetic",
     )  # fmt: skip
     monkeypatch.setattr(works.Work, "open_augmenter", lambda self: pytest.fail("loaded"))

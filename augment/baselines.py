@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from .assess import resize_frames
+from .choices import POSES
 from .nearest import Neighbours
 from .project import fill_holes
 from .recipe import RECIPES, Recipe
@@ -29,7 +30,6 @@ BASELINES = {
     "nearest": "the wrist picture of the training frame whose anchor views look most alike",
 }
 MEAN_PICTURE = "mean_wrist.png"
-POSES = ("auto", "measured", "head", "rigid")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from ..augment.choices import GEOMETRIES, POSES
 from ..readers.errors import SourceError
 
 _RECIPES = "nano,projection,mean,anchor"
@@ -79,7 +80,7 @@ def add_parser(subparsers) -> None:
     what.add_argument(
         "--pose",
         nargs="+",
-        choices=("auto", "measured", "head", "rigid"),
+        choices=POSES,
         default=["auto"],
         help="wrist pose of ways that do not name one; several run each way with each "
         "(default: auto)",
@@ -94,7 +95,7 @@ def add_parser(subparsers) -> None:
     )
     what.add_argument(
         "--geometry",
-        choices=("predicted", "recorded", "auto"),
+        choices=GEOMETRIES,
         default="predicted",
         help="depth of the anchors, as for `run` (default: %(default)s)",
     )

@@ -4,10 +4,10 @@ The cameras do not move, so a pixel sees one ray all the time. A sweep forward a
 through time keep, for every pixel, the surface that it last saw at rest and what now stands before
 it. What both sweeps see at one depth and in one colour is one surface: its predicted depth is the
 mean over all times that it was seen (recorded depth is left as it is: what is thinner than the
-tolerance would be averaged with what it stands on). What stood behind something at a time is added as a second layer, if it
-was there before and after; a surface that was seen on one side of that time alone may since have
-been moved, and is added only if nothing of the robot came near it and no other anchor looks
-through the place where it was.
+tolerance would be averaged with what it stands on). What stood behind something at a time is added
+as a second layer, if it was there before and after; a surface that was seen on one side of that
+time alone may since have been moved, and is added only if nothing of the robot came near it and no
+other anchor looks through the place where it was.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def fused(episode, depth, sure=2.0, pose=None):
 
 
 def passing(t):
-    """An arm that comes in from the left and goes out again: it hides columns 8 to 17 in the middle."""
+    """An arm that hides columns 8 to 17 at times 3 to 5."""
     return slice(8, 18) if 3 <= t <= 5 else slice(0, 0)
 
 

@@ -20,7 +20,7 @@ from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from .choices import split_geometry
 from .fuse import fuse_static
-from .generate import ClipGenerator
+from .generate import ClipGenerator, clip_joins
 from .project import Conditions, condition_maps, confidence_of_surest, scaled_wrist_K
 from .recipe import Recipe, get_recipe
 from .reconstruct import Reconstruction, reconstruct
@@ -214,6 +214,9 @@ class Augmenter:
             # The third number of the point head's points is depth for the first anchor alone.
             views = None if found.points is None else 1
             depth = found.depth[:, :views].float().cpu().numpy()
+        joins = None
+        if self.generator is not None:
+            joins = clip_joins(len(frames), self.recipe.clip, self.recipe.overlap)
         valid = maps.coverage >= self.recipe.min_coverage
         frames[~valid] = 0
         return WristStream(
@@ -226,6 +229,7 @@ class Augmenter:
             K=K,
             anchor_pose=found.pose[..., 0, :, :].numpy(),
             depth=depth,
+            joins=joins,
             notes=found.notes,
             seconds=seconds,
         )

@@ -98,21 +98,38 @@ def sharpness_ratio(made: np.ndarray, truth: np.ndarray) -> float:
 
 
 def flicker(made: np.ndarray, truth: np.ndarray) -> float:
-    """Mean squared error of the frame differences, in squared 8-bit levels; NaN for one frame.
+    """Mean squared error of the frame differences, in squared 8-bit levels; NaN for one frame."""
+    steps = flicker_steps(made, truth)
+    return float(np.mean(steps)) if len(steps) else float("nan")
+
+
+def seam(made: np.ndarray, truth: np.ndarray, joins: np.ndarray) -> float:
+    """Flicker where clips meet over flicker within them: 1 is no seam. NaN where one is missing.
+
+    Args:
+        joins: [T - 1] bool, True where frames t and t + 1 come from different clips.
+    """
+    steps = flicker_steps(made, truth)
+    if len(joins) != len(steps):
+        raise ValueError(f"{len(joins)} joins of {len(steps)} frame differences")
+    within = float(np.mean(steps[~joins])) if not joins.all() else 0.0
+    return float(np.mean(steps[joins])) / within if joins.any() and within else float("nan")
+
+
+def flicker_steps(made: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """[T - 1] mean squared error of each frame difference, in squared 8-bit levels.
 
     mean((made[t+1] - made[t]) - (truth[t+1] - truth[t]))^2 over [T, H, W, 3] uint8: what moves as
     the truth moves costs nothing, what jumps from frame to frame does, whatever its mean colour.
     """
     _same_kind(made, truth)
-    if len(made) < 2:
-        return float("nan")
     before = made[0].astype(np.int32) - truth[0]
     squares = []
     for a, b in zip(made[1:], truth[1:], strict=True):
         now = a.astype(np.int32) - b
         squares.append(np.mean((now - before) ** 2))
         before = now
-    return float(np.mean(squares))
+    return np.array(squares)
 
 
 def depth_error(depth: np.ndarray, known: np.ndarray) -> float:

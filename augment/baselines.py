@@ -16,9 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from .assess import resize_frames
+from .choices import POSES
 from .nearest import Neighbours
 from .project import fill_holes
-from .recipe import RECIPES, Recipe
+from .recipe import RECIPES, Recipe, change_recipe, get_recipe
 
 PROJECTED = ("projection", "projection-holes")  # need a recipe's condition map, hence a pose
 BASELINES = {
@@ -28,8 +29,9 @@ BASELINES = {
     "anchor": "the first anchor view, resized",
     "nearest": "the wrist picture of the training frame whose anchor views look most alike",
 }
+# What a recipe can be run with beside its own settings, as in nano+perframe.
+VARIANTS = {"perframe": ("clip=1", "overlap=0")}
 MEAN_PICTURE = "mean_wrist.png"
-POSES = ("auto", "measured", "head", "rigid")
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,19 @@ class Way:
         kind: a key of `BASELINES`, or "recipe".
         recipe: the recipe that is run, or whose condition map or mean picture is taken.
         pose: which wrist pose the recipe is to use; None where no pose is involved.
+        variant: a key of `VARIANTS` that the recipe is run with, or "".
     """
 
     name: str
     kind: str
     recipe: str
     pose: str | None
+    variant: str = ""
+
+    @property
+    def runs(self) -> str:
+        """What is run, as `run_recipe` takes it: the recipe's name, with `+variant` if there is."""
+        return f"{self.recipe}+{self.variant}" if self.variant else self.recipe
 
     @property
     def runs_recipe(self) -> bool:
@@ -60,12 +69,12 @@ def parse_ways(
     recipes: Mapping[str, Recipe] = RECIPES,
     poses: Sequence[str] = ("auto",),
 ) -> list[Way]:
-    """The ways named by `--recipes`, each as `name` or `name:pose`, in the order given.
+    """The ways named by `--recipes`, each as `name[+variant][:pose]`, in the order given.
 
-    A name without a pose stands for one way per entry of `poses`; with a single entry it keeps its
-    plain name. Baselines take their condition map and mean picture from the first recipe named that
-    has weights. `projection` names a recipe as well as a baseline; beside another recipe it is that
-    recipe's condition map, at no further cost.
+    A variant (`VARIANTS`) is of a recipe alone. A name without a pose stands for one way per entry
+    of `poses`; with a single entry it keeps its plain name. Baselines take their condition map and
+    mean picture from the first recipe named that has weights. `projection` names a recipe as well
+    as a baseline; beside another recipe it is that recipe's condition map, at no further cost.
 
     Raises:
         SourceError: a name or pose that is not known, a pose where none is involved, nothing named.
@@ -73,7 +82,7 @@ def parse_ways(
     names = [name.strip() for name in names if name.strip()]
     if not names:
         raise SourceError("no way is named", key="--recipes", todo=_choices(recipes))
-    named = [name.partition(":")[0] for name in names]
+    named = [name.partition(":")[0].partition("+")[0] for name in names]
     learnt = [
         n
         for n in named
@@ -84,7 +93,8 @@ def parse_ways(
     base = learnt[0] if learnt else (plain or next(iter(recipes)))
     ways: list[Way] = []
     for spelled, name in zip(names, named, strict=True):
-        _, colon, pose = spelled.partition(":")
+        whole, colon, pose = spelled.partition(":")
+        variant = whole.partition("+")[2]
         if name not in recipes and name not in BASELINES:
             raise SourceError(f"unknown way {name!r}", key="--recipes", todo=_choices(recipes))
         own = name in recipes and name not in BASELINES
@@ -97,14 +107,27 @@ def parse_ways(
             raise SourceError(
                 f"unknown pose {pose!r}", key="--recipes", todo=f"use one of {', '.join(POSES)}"
             )
+        if "+" in whole and not (own and variant in VARIANTS):
+            raise SourceError(
+                f"{name!r} has no variant {variant!r}",
+                key="--recipes",
+                todo=f"recipes have {', '.join(VARIANTS)}, as in nano+perframe",
+            )
         kind, recipe = ("recipe", name) if own else (name, base)
         if not posed:
             ways.append(Way(name, kind, recipe, None))
         elif colon or len(poses) == 1:
-            ways.append(Way(spelled, kind, recipe, pose or poses[0]))
+            ways.append(Way(spelled, kind, recipe, pose or poses[0], variant))
         else:
-            ways += [Way(f"{name}:{p}", kind, recipe, p) for p in poses]
+            ways += [Way(f"{whole}:{p}", kind, recipe, p, variant) for p in poses]
     return list({way.name: way for way in ways}.values())
+
+
+def run_recipe(runs: str) -> Recipe:
+    """The recipe that `Way.runs` names, its variant's settings made."""
+    name, _, variant = runs.partition("+")
+    recipe = get_recipe(name)
+    return change_recipe(recipe, VARIANTS[variant]) if variant else recipe
 
 
 def make_frames(

@@ -41,7 +41,7 @@ class Result:
     Attributes:
         scores, views: by way name; views are [T, h, w, 3] uint8.
         truth: [T, h, w, 3] uint8, the recorded view at the size of the first way.
-        streams: what recipes made, by (recipe, pose).
+        streams: what recipes made, by (`Way.runs`, pose).
     """
 
     episode: Episode
@@ -57,7 +57,7 @@ class Scorer:
 
     Attributes:
         ways: what to score.
-        augmenter: recipe name -> what runs it; asked once per recipe and kept.
+        augmenter: `Way.runs` -> what runs it; asked once for each and kept.
         wrist_size: recipe name -> (height, width), for ways that run no recipe; the copy's where
             one is scored.
         weights: recipe name -> the folder of its weights, for the mean picture.
@@ -98,15 +98,17 @@ class Scorer:
                 for `nearest` to look in.
         """
         for way in self.ways:
-            if way.runs_recipe and way.recipe not in self._running:
-                self._running[way.recipe] = self.augmenter(way.recipe)
+            if way.runs_recipe and way.runs not in self._running:
+                self._running[way.runs] = self.augmenter(way.runs)
             if way.kind == "mean":
                 mean_wrist(self.weights(way.recipe), self.wrist_size(way.recipe))
             if way.kind == "nearest" and self._looked_in is None:
                 if self.neighbours is None:
                     raise ValueError("'nearest' is to be scored but was given no training frames")
                 self._looked_in = self.neighbours(self.wrist_size(way.recipe))
-        return {name: dict(made.fingerprint) for name, made in self._running.items()}
+        # A variant has its recipe's weights.
+        made = self._running.items()
+        return {runs.partition("+")[0]: dict(one.fingerprint) for runs, one in made}
 
     def __call__(self, episode: Episode, copied: WristStream | None = None) -> Result:
         """Scores one episode.
@@ -134,7 +136,7 @@ class Scorer:
             views[COPY] = copied.frames
             scores[COPY] = self._score(episode, copied.frames, copied, float("nan"), recorded)
         for way in self.ways:
-            stream, chosen = None, (way.recipe, way.pose or "")
+            stream, chosen = None, (way.runs, way.pose or "")
             if way.runs_recipe:
                 if chosen not in streams:
                     began = time.perf_counter()
@@ -155,10 +157,10 @@ class Scorer:
         return Result(episode, scores, views, truth, streams)
 
     def _run(self, way: Way, episode: Episode) -> WristStream:
-        if way.recipe not in self._running:
+        if way.runs not in self._running:
             self.load()
         seed = record_seed(self.seed, episode.record)
-        return self._running[way.recipe](
+        return self._running[way.runs](
             episode, seed=seed, pose=way.pose or "auto", geometry=self.geometry
         )
 
@@ -193,6 +195,8 @@ class Scorer:
         invalid = 0
         if stream is not None:
             invalid = int((~np.asarray(stream.valid, bool)).sum())
+            if stream.joins is not None and made is stream.frames:
+                values["seam"] = assess.seam(made, truth, stream.joins)
             values["coverage"] = float(np.mean(stream.coverage))
             values["invalid"] = invalid / len(made)
         if self.lpips is not None:

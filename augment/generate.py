@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -85,6 +87,24 @@ def blend_weights(clip: int, overlap: int) -> np.ndarray:
     """[clip] weights that rise over the overlap, so that two clips cross-fade."""
     ramp = np.minimum(np.arange(1, clip + 1), np.arange(clip, 0, -1)) / (overlap + 1)
     return np.minimum(ramp, 1.0).astype(np.float32)
+
+
+def clip_joins(length: int, clip: int, overlap: int) -> np.ndarray:
+    """[length - 1] bool: whether frames t and t + 1 are of different clips, or mixed of two.
+
+    Where clips cross-fade that is every step of the fade, and the ones into it and out of it.
+    """
+    fade = blend_weights(clip, overlap)
+    made: list[dict[int, float]] = [{} for _ in range(length)]
+    for number, window in enumerate(clip_windows(length, clip, overlap)):
+        for t, weight in list(zip(window.tolist(), fade.tolist(), strict=True))[:length]:
+            made[t][number] = weight
+    shares = []
+    for clips in made:
+        total = sum(clips.values())
+        shares.append({number: weight / total for number, weight in clips.items()})
+    pairs = pairwise(shares)
+    return np.array([a.keys() != b.keys() or len(a) > 1 for a, b in pairs], dtype=bool)
 
 
 class ClipGenerator:

@@ -18,7 +18,9 @@ from ..models.generator import GeneratorConfig, WristGenerator
 from ..models.vggt import VGGT, VGGTConfig
 from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
-from .generate import ClipGenerator
+from .choices import split_geometry
+from .fuse import fuse_static
+from .generate import ClipGenerator, clip_joins
 from .project import Cameras, Conditions, condition_maps, confidence_of_surest, scaled_wrist_K
 from .recipe import Recipe, get_recipe
 from .reconstruct import Reconstruction, reconstruct
@@ -121,7 +123,12 @@ class Augmenter:
     def reconstruct(
         self, episode: Episode, pose: str = "auto", geometry: str = "auto"
     ) -> Reconstruction:
-        """Stage 1 alone; SourceError where the episode cannot be reconstructed."""
+        """Stage 1 alone; SourceError where the episode cannot be reconstructed.
+
+        Args:
+            pose: one of `choices.POSES`. geometry: one of `choices.GEOMETRIES`.
+        """
+        whose, fused = split_geometry(geometry)
         if not episode.anchors:
             listed = "; ".join(f"{key}: {why}" for key, why in episode.dropped.items())
             raise SourceError(
@@ -135,10 +142,12 @@ class Augmenter:
                 episode,
                 self.recipe,
                 pose=pose,
-                geometry=geometry,
+                geometry=whose,
                 mount=self.mount,
                 batch=self.batch,
             )
+            if fused:
+                fuse_static(episode, found, self.recipe)
         except ValueError as error:
             raise SourceError(str(error), record=episode.record.index) from error
         if self.wrist_fov is not None:
@@ -162,6 +171,7 @@ class Augmenter:
             geometry.wrist_pose,
             recipe,
             points=geometry.points,
+            background=geometry.background,
             device=self.device,
         )
         if geometry.calibrated:
@@ -188,7 +198,7 @@ class Augmenter:
         """The wrist stream of an episode.
 
         Args:
-            seed: of the sampler's noise. pose, geometry: see `reconstruct.reconstruct`.
+            seed: of the sampler's noise. pose, geometry: as in `reconstruct`.
             progress: called with the number of timesteps finished, as they finish.
         """
         seconds: dict[str, float] = {}
@@ -213,6 +223,9 @@ class Augmenter:
             # The third number of the point head's points is depth for the first anchor alone.
             views = None if found.points is None else 1
             depth = found.depth[:, :views].float().cpu().numpy()
+        joins = None
+        if self.generator is not None:
+            joins = clip_joins(len(frames), self.recipe.clip, self.recipe.overlap)
         valid = maps.coverage >= self.recipe.min_coverage
         frames[~valid] = 0
         return WristStream(
@@ -225,6 +238,7 @@ class Augmenter:
             K=K,
             anchor_pose=found.pose[..., 0, :, :].numpy(),
             depth=depth,
+            joins=joins,
             notes=found.notes,
             seconds=seconds,
         )

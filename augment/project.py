@@ -14,10 +14,12 @@ from torch import Tensor
 from ..models.geometry import decode_pose, rescale_intrinsics, unproject
 from ..models.splat import splat
 from ..readers.episode import View
+from .fuse import Background, background_colors
 from .recipe import Recipe
 from .reconstruct import resize_frames
 
 NEAREST = 0.05  # metres at which `nearness` is 1
+BEHIND = 0.02  # share of its distance by which what is remembered lies behind what is seen
 
 
 @dataclass
@@ -163,6 +165,39 @@ def lift(
     return points.flatten(1, 2), colors.flatten(1, 2), usable.flatten(1)
 
 
+def lift_hidden(
+    view: View,
+    background: Background,
+    s: int,
+    K: Tensor,
+    pose: Tensor,
+    recipe: Recipe,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What moving things hid from anchor `s`, as points, at the size that `lift` has.
+
+    Args:
+        K: [3, 3] at the network's size; pose: [4, 4].
+
+    Returns:
+        points [N, 3], colours [N, 3] uint8, and which pixel of the network's size [N] each is of.
+    """
+    depth = background.depth[s]
+    network_size = (depth.shape[-2], depth.shape[-1])
+    large = view.size[0] * view.size[1] > network_size[0] * network_size[1]
+    size = view.size if large else network_size
+    there = background.shown[:, s].any(0) & (depth > 0)
+    if recipe.edge:
+        there &= smooth_surface(depth[None], recipe.edge)[0]
+    cell = torch.arange(depth.numel()).view(1, 1, *network_size).float()
+    # Depth of hidden surfaces is known in patches: between them there is nothing to blend.
+    cell = F.interpolate(cell, size, mode="nearest-exact").long().flatten()
+    fine = depth.flatten()[cell].view(size)
+    points = unproject(fine, rescale_intrinsics(K, network_size, size), pose).flatten(0, 1)
+    kept = there.flatten()[cell]
+    colors = background_colors(view, background, s, size).flatten(0, 1)
+    return points[kept], colors[kept], cell[kept]
+
+
 def condition_maps(
     anchors: list[View],
     depth: Tensor,
@@ -174,6 +209,7 @@ def condition_maps(
     recipe: Recipe,
     *,
     points: Tensor | None = None,
+    background: Background | None = None,
     batch: int = 4,
     device: torch.device | str = "cpu",
 ) -> Conditions:
@@ -184,6 +220,7 @@ def condition_maps(
             first axis of T.
         wrist_K: [3, 3] or [T, 3, 3] at the recipe's wrist size; wrist_pose: [T, 4, 4].
         points: [T, S, h, w, 3] in the world, in place of the depth's.
+        background: what moving things hid, drawn a little behind what is seen now.
         batch: timesteps splatted at a time. device: where.
     """
     H, W = recipe.wrist_size
@@ -192,6 +229,10 @@ def condition_maps(
     large_K = rescale_intrinsics(wrist_K, (H, W), large).expand(T, -1, -1)
     K = K.expand(T, *K.shape[-3:])
     pose = pose.expand(T, *pose.shape[-3:])
+    hidden = []
+    if background is not None:
+        for s, view in enumerate(anchors):
+            hidden.append(lift_hidden(view, background, s, K[0, s], pose[0, s], recipe))
     colors, depths, covers = [], [], []
     for start in range(0, T, batch):
         t = slice(start, min(T, start + batch))
@@ -201,6 +242,12 @@ def condition_maps(
             parts.append(
                 lift(view, depth[t, s], confidence[t, s], K[t, s], pose[t, s], recipe, t, own)
             )
+        for s, (place, shade, cell) in enumerate(hidden):
+            assert background is not None
+            n = t.stop - t.start
+            shown = background.shown[t, s].flatten(1)[:, cell]
+            place = _behind(place, wrist_pose[t])
+            parts.append((place, shade.expand(n, -1, -1), shown))
         cloud, color, usable = (torch.cat(v, dim=1).to(device) for v in zip(*parts, strict=True))
         seen = splat(
             cloud,
@@ -222,6 +269,12 @@ def condition_maps(
     if scale > 1:
         color, z, covered = _average(color, z, covered, scale)
     return Conditions(color.numpy(), covered.numpy(), z.numpy())
+
+
+def _behind(points: Tensor, pose: Tensor) -> Tensor:
+    """[n, N, 3] points [N, 3] moved away from cameras [n, 4, 4] along their rays, by `BEHIND`."""
+    centre = torch.linalg.inv(pose)[:, None, :3, 3]
+    return centre + (points - centre) * (1 + BEHIND)
 
 
 def _average(color: Tensor, z: Tensor, covered: Tensor, scale: int):

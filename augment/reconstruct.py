@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +15,13 @@ from ..models.geometry import calibrated_rays, decode_pose, rescale_intrinsics, 
 from ..models.vggt import VGGT
 from ..readers.episode import Episode, View
 from ..readers.frames import Frames as StoredFrames
+from .choices import Known, choose_depth, choose_pose
 from .mounts import rigid_wrist_pose
 from .recipe import Recipe
 from .static_cameras import Frames, mean_pose, metric_scale, settle
+
+if TYPE_CHECKING:
+    from .fuse import Background
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Reconstruction:
         calibrated: whether cameras came with the data (lengths are then in metres).
         points: [T, S, h, w, 3] in the world, where the recipe takes them from the point head (the
             confidence is then theirs); None where they follow from the depth.
+        background: what moving things hid from the anchors, where the depth was fused over time.
     """
 
     depth: Tensor
@@ -43,6 +49,7 @@ class Reconstruction:
     notes: dict[str, str] = field(default_factory=dict)
     calibrated: bool = True
     points: Tensor | None = None
+    background: Background | None = None
 
 
 def network_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
@@ -107,7 +114,7 @@ def reconstruct(
     Args:
         pose: `measured` (kinematics and hand-eye calibration), `head` (the wrist head), `rigid`
             (kinematics, the mount, and where nothing is calibrated the head's poses to place the
-            robot by) or `auto` (measured where the episode has it).
+            robot by) or `auto` (`choices.choose_pose`).
         geometry: `recorded` (the depth that the dataset has of every anchor), `predicted` (the
             network's) or `auto` (recorded where the episode has it and its anchors are calibrated).
         mount: [4, 4] end effector <- camera for `rigid`, in place of the dataset's.
@@ -128,13 +135,22 @@ def reconstruct(
         found.notes["geometry"] = "depth from the anchors with the dataset's cameras"
     else:
         found = _from_anchors_alone(frames, size, recipe, known)
-    if geometry != "predicted":
-        depth = recorded_depth(episode, size) if known is not None else None
-        if depth is not None and known is not None:
-            _take_depth(found, depth, known)
-        elif geometry == "recorded":
+    has = Known(
+        known is not None,
+        episode.eef_pose is not None,
+        episode.wrist_mount is not None,
+        mount is not None,
+        all(view.depth is not None for view in anchors),
+    )
+    depth = choose_depth(has)
+    if geometry == "recorded" or (geometry == "auto" and depth.name == "recorded"):
+        metres = recorded_depth(episode, size)
+        if metres is None or known is None:
             lacks = "depth of every anchor" if known is not None else "calibrated anchors"
             raise ValueError(f"the data have no {lacks}; use --geometry predicted")
+        _take_depth(found, metres, known)
+    if geometry == "auto":
+        found.notes["geometry"] += f" ({depth.name}: {depth.why})"
     found.wrist_pose = found.wrist_pose @ found.pose[..., 0, :, :]
     measured = episode.measured_wrist_pose() if found.calibrated else None
     if pose == "measured" and measured is None:
@@ -145,19 +161,23 @@ def reconstruct(
         raise ValueError(
             f"the data have no {lacks} to measure the wrist pose from; use --pose head"
         )
-    if pose in ("auto", "measured") and measured is not None:
+    chosen = choose_pose(replace(has, calibrated=found.calibrated))
+    pose = chosen.name if pose == "auto" else pose
+    if pose == "measured" and measured is not None:
         found.wrist_pose = torch.as_tensor(measured).float()
         found.notes["pose"] = "measured: end-effector poses and the camera's mount on the hand"
-    else:
-        why = "asked for" if pose == "head" else "the data have no calibrated hand camera"
-        if pose == "rigid":
-            predicted = found.wrist_pose.double().numpy()
-            rigid, why = rigid_wrist_pose(episode, predicted, mount, found.calibrated)
-            if rigid is not None:
-                found.wrist_pose = torch.as_tensor(rigid).float()
-                found.notes["pose"] = why
-                return found
-        found.notes["pose"] = f"head: the wrist head's prediction ({why})"
+        return found
+    why = "asked for" if chosen.name != "head" else chosen.why
+    if chosen.better:
+        why += f"; {chosen.better}"
+    if pose == "rigid":
+        predicted = found.wrist_pose.double().numpy()
+        rigid, why = rigid_wrist_pose(episode, predicted, mount, found.calibrated)
+        if rigid is not None:
+            found.wrist_pose = torch.as_tensor(rigid).float()
+            found.notes["pose"] = why
+            return found
+    found.notes["pose"] = f"head: the wrist head's prediction ({why})"
     return found
 
 

@@ -32,6 +32,7 @@ _STEP = 1e-6  # of finite differences; unknowns are radians, metres and logarith
 _DENSE = 150  # unknowns up to which steps are solved by SVD, which is exact
 _NOTHING = 1e-6  # information, of what there was, that rounding may have left
 _INLIER = 3.0  # standard deviations
+_TUNING = 2.385  # of the Cauchy loss, in standard deviations: 95% efficient on Gaussian noise
 
 
 class Untold(ValueError):
@@ -344,7 +345,8 @@ class _Problem:
             if (np.abs(np.log(self.noise / before)) < 0.05).all():
                 break
             self.result: OptimizeResult = least_squares(
-                self._scaled, np.zeros(size), jac=self._jacobian, loss="cauchy", method="trf",  # type: ignore[arg-type]
+                self._scaled, np.zeros(size), jac=self._jacobian, method="trf",  # type: ignore[arg-type]
+                loss="cauchy", f_scale=_TUNING,
                 tr_solver="exact" if size <= _DENSE else "lsmr", max_nfev=25,
             )  # fmt: skip
             values = self._values(self.result.x)

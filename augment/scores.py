@@ -54,6 +54,12 @@ METRICS = {
     "flicker": Metric(
         "flicker", 1, -1, "mean squared error of the differences of frames, in squared 8-bit levels"
     ),
+    "seam": Metric(
+        "seam",
+        2,
+        -1,
+        "flicker where the generator's clips meet over flicker within them: 1 is no seam",
+    ),
     "sharpness": Metric(
         "sharpness", 2, 0, "variance of the Laplacian over the truth's: below 1 is blurrier"
     ),

@@ -6,6 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from ..augment.choices import GEOMETRIES, POSES
 from ..readers.errors import SourceError
 
 _RECIPES = "nano,projection,mean,anchor"
@@ -14,7 +15,8 @@ _EPILOG = """\
 a way is a recipe (nano, ...) or a baseline: projection (the condition map, holes filled with the
 nearest pixel), projection-holes (holes black), mean (the mean wrist picture of the training set),
 anchor (the first anchor view, resized), nearest (the wrist picture of the training frame whose
-anchor views look most alike). name:pose runs it with that wrist pose, as in nano:head.
+anchor views look most alike). name:pose runs it with that wrist pose, as in nano:head;
+nano+perframe makes every frame as a clip of its own.
 
 examples:
   nano against the plain ways, with a page to look at:
@@ -79,7 +81,7 @@ def add_parser(subparsers) -> None:
     what.add_argument(
         "--pose",
         nargs="+",
-        choices=("auto", "measured", "head", "rigid"),
+        choices=POSES,
         default=["auto"],
         help="wrist pose of ways that do not name one; several run each way with each "
         "(default: auto)",
@@ -94,7 +96,7 @@ def add_parser(subparsers) -> None:
     )
     what.add_argument(
         "--geometry",
-        choices=("predicted", "recorded", "auto"),
+        choices=GEOMETRIES,
         default="predicted",
         help="depth of the anchors, as for `run` (default: %(default)s)",
     )
@@ -259,7 +261,7 @@ def _shard_files(pairs, record) -> list[Path]:
 
 def _scorer(args: argparse.Namespace, pairs):
     """(scorer, metric -> why it has no weights, fingerprints of those it has, what nearest saw)."""
-    from ..augment.baselines import parse_ways
+    from ..augment.baselines import parse_ways, run_recipe
     from ..augment.evaluate import Scorer
     from ..augment.mounts import read_mount
     from ..augment.perceptual import open_perceptual
@@ -277,10 +279,10 @@ def _scorer(args: argparse.Namespace, pairs):
     perceptual = open_perceptual(lpips or None, fvd or None, device)
     looked_in: list[str] = []
 
-    def augmenter(recipe: str):
+    def augmenter(runs: str):
         from ..augment.pipeline import Augmenter, make_augmenter
 
-        made = make_augmenter(recipe, device=device, weights=weights, mount=mount)
+        made = make_augmenter(run_recipe(runs), device=device, weights=weights, mount=mount)
         if isinstance(made, Augmenter):
             made.keep_depth = True
         return made

@@ -63,8 +63,9 @@ def inspect(
         "unused", "candidate")}], "language", "proprioception": {"eef", "gripper"}, "calibration":
         {camera key: {"extrinsics", "intrinsics"}}, "damage": [str], "notes": [str] (what is done
         without), "anchors": [key], "wrist",
-        "stream" (the key that would be made), "pose" ("measured" or "head"), "missing": [str],
-        "ready", "run" (what a run would do, in words)}
+        "stream" (the key that would be made), "pose" ("measured" or "head"), "geometry" ("recorded"
+        or "predicted"), "why": {"pose", "geometry"} (in words), "better": [str] (how to get better
+        ones), "missing": [str], "ready", "run" (what a run would do, in words)}
 
     Raises:
         SourceError: there is no dataset, or its metadata is damaged.
@@ -133,6 +134,9 @@ def lines(report: dict) -> list[str]:
     out += [f"  damaged: {text}" for text in report["damage"]]
     out += [f"  done without: {text}" for text in report["notes"]]
     out += [f"  missing: {text}" for text in report["missing"]]
+    if report["anchors"]:
+        out += [f"  {what} {report[what]}: {report['why'][what]}" for what in ("pose", "geometry")]
+        out += [f"  better: {text}" for text in report["better"]]
     out.append(f"a run {report['run']}")
     return out
 
@@ -162,7 +166,7 @@ def _look(dataset) -> dict:
     }
     steps: list[int] = []
     damage: list[str] = []
-    known = {"eef": False, "gripper": False, "mount": False}
+    known = {"eef": False, "mount": False}
     for raw in _first(dataset, damage):
         try:
             steps.append(dataset.steps(raw))
@@ -186,7 +190,7 @@ def _look(dataset) -> dict:
             "gripper": profile.gripper.key if profile.gripper else None,
         },
         "calibration": calibration,
-        "mount": known["mount"],
+        "known": known,
         "damage": damage,
     }
 
@@ -268,6 +272,7 @@ def _calibrated(dataset, raw, calibration: dict, known: dict, damage: list[str])
         found = calibration.setdefault(view.key, {"extrinsics": False, "intrinsics": False})
         found["extrinsics"] |= view.pose is not None
         found["intrinsics"] |= view.K is not None
+    known["eef"] |= episode.eef_pose is not None
     known["mount"] |= episode.measured_wrist_pose() is not None
     if wrist := dataset.profile.wrist:
         found = calibration[wrist.key]
@@ -277,6 +282,8 @@ def _calibrated(dataset, raw, calibration: dict, known: dict, damage: list[str])
 
 def _outlook(dataset, report: dict) -> dict:
     """What a run would do, and what is missing for it."""
+    from ..augment.choices import Known, choose_depth, choose_pose
+
     pictures = {camera["key"] for camera in report["cameras"] if camera["picture"]}
     profile = dataset.profile
     anchors = [camera.key for camera in profile.anchors if camera.key in pictures]
@@ -286,7 +293,15 @@ def _outlook(dataset, report: dict) -> dict:
     whole = all(
         calibration[key]["extrinsics"] and calibration[key]["intrinsics"] for key in anchors
     )
-    measured = bool(anchors and report.pop("mount") and whole)
+    has = report.pop("known")
+    depths = {camera.key for camera in profile.anchors if camera.depth}
+    known = Known(
+        bool(anchors) and whole,
+        has["eef"],
+        has["mount"],
+        depth=bool(anchors) and depths >= set(anchors),
+    )
+    pose, geometry = choose_pose(known), choose_depth(known)
     missing = []
     if not profile.anchors:
         keys = ", ".join(c["key"] for c in report["cameras"] if c["role"] == "candidate")
@@ -305,8 +320,8 @@ def _outlook(dataset, report: dict) -> dict:
     if not ready:
         words = "cannot be made yet"
     else:
-        pose = "measured (calibrated)" if measured else "predicted by the wrist head"
-        words = f"would make {stream} from {', '.join(anchors)}; wrist pose: {pose}"
+        said = "measured (calibrated)" if pose.name == "measured" else "predicted by the wrist head"
+        words = f"would make {stream} from {', '.join(anchors)}; wrist pose: {said}"
         dark = [c["key"] for c in report["cameras"] if c["role"] == "placeholder"]
         if dark:
             words += f"; {', '.join(dark)} carries no picture and is left out"
@@ -314,12 +329,14 @@ def _outlook(dataset, report: dict) -> dict:
             words += f"; the recorded {wrist} stays, and `evaluate --against {wrist}` can score it"
         if taken:
             words += f"; {stream} is there already: choose another --wrist-key or say --replace"
-    report.pop("mount", None)
     return {
         "anchors": anchors,
         "wrist": wrist,
         "stream": stream,
-        "pose": "measured" if measured else "head",
+        "pose": pose.name,
+        "geometry": geometry.name,
+        "why": {"pose": pose.why, "geometry": geometry.why},
+        "better": [choice.better for choice in (pose, geometry) if choice.better],
         "missing": missing,
         "ready": ready,
         "run": words,

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 
 from .. import __version__
+from ..augment.choices import GEOMETRIES, POSES
 from ..readers.errors import SourceError
 from .failures import is_disk
 from .interrupt import EXIT_CODE, Interrupted, arm, armed, check
@@ -115,7 +116,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--pose",
-        choices=("auto", "measured", "head", "rigid"),
+        choices=POSES,
         default="auto",
         help="wrist pose from calibration and kinematics, from the wrist head, or the first where "
         "the dataset has it; rigid: kinematics and a mount, the robot's place by the anchors' "
@@ -129,10 +130,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--geometry",
-        choices=("auto", "recorded", "predicted"),
+        choices=GEOMETRIES,
         default="auto",
         help="depth that the dataset has, stage 1's, or the first where every anchor has depth and "
-        "calibration (default: %(default)s)",
+        "calibration; fused, fused-recorded, fused-predicted: the same averaged over the episode "
+        "where nothing moves, with what moving things hid (default: %(default)s)",
     )
     how.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
     how.add_argument(

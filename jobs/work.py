@@ -124,7 +124,9 @@ class Work:
         Raises:
             SourceError: the record cannot be read.
         """
-        return dataset.episode(raw, depth=self.geometry != "predicted")
+        from ..augment.choices import split_geometry
+
+        return dataset.episode(raw, depth=split_geometry(self.geometry)[0] != "predicted")
 
     def make_stream(self, dataset, augmenter, raw, episode: Episode | None = None) -> WristStream:
         """The wrist stream of one record, at the size that is written.

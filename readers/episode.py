@@ -107,6 +107,8 @@ class WristStream:
         anchor_pose: [4, 4] or [T, 4, 4], the first anchor camera in the world of `pose`.
         depth: [T, S, h, w] float32, the depth that the first S anchors were projected with, at the
             size the network saw; only where it was asked for.
+        joins: [T - 1] bool, whether frames t and t + 1 come from different clips of the generator;
+            None where nothing was made in clips.
         notes: what was chosen and why (pose source, geometry source), for people and manifests.
         seconds: wall time by stage.
     """
@@ -120,5 +122,6 @@ class WristStream:
     K: np.ndarray | None = None
     anchor_pose: np.ndarray | None = None
     depth: np.ndarray | None = None
+    joins: np.ndarray | None = None
     notes: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

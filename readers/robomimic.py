@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .episode import Episode
 from .errors import RemoteError, SourceError
 from .hdf5 import dataset_at, glance, group_at, item, links, named, natural, opened
 from .hdf5_dataset import Hdf5Dataset
+from .mujoco_model import Model, pinhole, read_model
 from .profiles import Camera, Numbers, Profile
 
 OBS, NEXT = "obs", "next_obs"
@@ -23,6 +25,11 @@ DATA = "data"
 CONVENTION = "macros_image_convention"
 _FINGERS = 0.04  # metres that one of the Panda's two fingers opens
 _JSON = 1 << 20
+# robosuite's end effector: the axes of this body, the place of this site of the gripper.
+_HAND, _TIP = "robot0_right_hand", re.compile(r"gripper0_(right_)?grip_site")
+_EYE = "robot0_eye_in_hand"  # the hand camera, which a model has though no picture is stored
+_Told = dict[str, tuple[np.ndarray | None, ...]]
+_APART, _TURNED = 0.005, 0.5  # metres and degrees by which two tellings of a camera may differ
 
 
 @dataclass(frozen=True)
@@ -121,9 +128,15 @@ class RobomimicDataset(Hdf5Dataset):
         length = self.steps(raw)
         anchors, dropped, hand = self.views(raw, wrist)
         cameras = self._camera_info(raw)
+        model = self._model(raw, cameras)
         for view in anchors:
-            view.K, view.pose = cameras.get(_camera(view.key), (None, None))
-        K, size = None, None
+            name = _camera(view.key)
+            view.K, view.pose = cameras.get(name, (None, None))
+            if model is not None and name in model.cameras:
+                fov = model.cameras[name].fov
+                view.K = pinhole(fov, view.size) if view.K is None else view.K
+                view.pose = model.static_pose(name) if view.pose is None else view.pose
+        K, size, mount = None, None, None
         own = self.profile.wrist
         if own and (known := cameras.get(_camera(own.key))):
             # The pose that camera_info gives a hand camera is multiplied in the wrong order where
@@ -131,14 +144,21 @@ class RobomimicDataset(Hdf5Dataset):
             K = known[0]
             stored = next(s for s in self.streams() if s.key == own.key).shape
             size = (int(stored[0] or 0), int(stored[1] or 0))
-            if hand is not None and hand.key == own.key:
-                hand.K = K
+        name = _camera(own.key) if own else _EYE
+        if model is not None and name in model.cameras:
+            mount = model.mount(name, _HAND, _TIP)
+            if K is None and (views := [view for view in (hand, *anchors) if view is not None]):
+                size = views[0].size
+                K = pinhole(model.cameras[name].fov, size)
+        if own and hand is not None and hand.key == own.key:
+            hand.K = K
         return Episode(
             raw.record,
             anchors,
             language=self._language(raw),
             eef_pose=self._eef(raw, length),
             gripper=self._gripper(raw),
+            wrist_mount=mount,
             wrist_K=K,
             wrist_size=size,
             wrist=hand,
@@ -193,7 +213,28 @@ class RobomimicDataset(Hdf5Dataset):
                 return words.strip()
         return ""
 
-    def _camera_info(self, raw: RawRecord) -> dict[str, tuple[np.ndarray | None, ...]]:
+    def _model(self, raw: RawRecord, told: _Told) -> Model | None:
+        """The simulated world that a demo keeps, unless it is not the one that was pictured.
+
+        Args:
+            told: what camera_info says, which was read from the world that was pictured.
+        """
+        path = self.file_of(raw.record)
+        with opened(path) as file, named(file=path, record=raw.record.index):
+            model = read_model(_text(self.group_of(file, raw), "model_file"))
+        if model is None:
+            return None
+        for name, (_, pose) in told.items():
+            own = model.static_pose(name)
+            if own is None or pose is None:
+                continue
+            between = own @ np.linalg.inv(pose)
+            turned = np.degrees(Rotation.from_matrix(between[:3, :3]).magnitude())
+            if turned > _TURNED or np.linalg.norm(between[:3, 3]) > _APART:
+                return None
+        return model
+
+    def _camera_info(self, raw: RawRecord) -> _Told:
         """Camera -> (K, world-to-camera pose) of what the demo tells of its cameras."""
         path = self.file_of(raw.record)
         with opened(path) as file, named(file=path, record=raw.record.index):
@@ -265,7 +306,7 @@ def _data(file: h5py.File) -> h5py.Group | None:
 def _camera(key: str) -> str:
     """`agentview` from obs/agentview_image or obs/agentview_rgb; LIBERO's own spelling undone."""
     name = key.removeprefix(f"{OBS}/").removesuffix("_image").removesuffix("_rgb")
-    return "robot0_eye_in_hand" if name == "eye_in_hand" else name
+    return _EYE if name == "eye_in_hand" else name
 
 
 def _text(thing, name: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from .motion import PERIOD, Motion, Script, perform, show, write_script
+from .motion import PERIOD, Motion, Script, perform, prolong, show, write_script
 from .render import Renderer
 from .robot import Arm, load_robot
 from .scene import CAMERAS, Scene, build_scene
@@ -18,6 +18,7 @@ from .schema import CALIBRATION, DEPTHS, IMAGES
 
 _QUALITY = 95
 _ATTEMPTS = 50
+ONE_TASK = 64  # steps up to which an episode is one task; longer ones do several
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,21 @@ def _stage(request: Request) -> tuple[Scene, Arm, Script, Motion, np.random.Gene
         arm = Arm(scene.model, scene.data, robot)
         script = write_script(rng, scene, robot)
         motion = perform(rng, scene, arm, script)
-        if motion is not None:
+        if motion is None:
+            continue
+        if request.steps <= max(ONE_TASK, len(motion.joints)):
             return scene, arm, script, motion, rng
+        if more := prolong(rng, scene, arm, script, motion, request.steps):
+            scripts, motion = more
+            words = [", then ".join(s.words[i] for s in scripts) for i in range(3)]
+            return scene, arm, replace(script, words=tuple(words)), motion, rng
     raise RuntimeError(f"no reachable task in {_ATTEMPTS} scenes for {request}")
 
 
 def _choose_steps(rng: np.random.Generator, length: int, steps: int) -> np.ndarray:
     """[steps] indices: a window of every step, every second or every third, placed at random.
 
-    A script shorter than the window is held at its end.
+    A script shorter than the window is held at its end (of up to `ONE_TASK` steps).
     """
     largest = max(1, min(3, (length - 1) // max(steps - 1, 1)))
     stride = int(rng.integers(1, largest + 1))

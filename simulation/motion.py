@@ -1,12 +1,13 @@
 """Scripted motion: pick, place and push, as waypoints, as joints over time, and as words.
 
 Everything is kinematic: joints come from inverse kinematics, a grasped object keeps its place in
-the hand, a pushed one slides along. One script is 40 to 60 steps at 5 Hz.
+the hand, a pushed one slides along. One script is 40 to 60 steps at 5 Hz; longer episodes do one
+task after another.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -17,6 +18,7 @@ from .robot import HOME, Arm, Robot
 from .scene import WORKSPACE, Scene
 
 PERIOD = 0.2  # seconds between steps
+_TRIES = 20  # of a further task that the arm can reach
 _SPEED, _TURN = 0.12, 0.6  # metres and radians a second
 _DIRECTIONS = {
     "to the left": (0.0, 1.0),
@@ -95,7 +97,9 @@ def write_script(rng: np.random.Generator, scene: Scene, robot: Robot) -> Script
     return _pick(rng, scene, target, start, robot, place=task == "place")
 
 
-def _pick(rng, scene: Scene, target: int, start: Waypoint, robot: Robot, place: bool) -> Script:
+def _pick(
+    rng, scene: Scene, target: int, start: Waypoint, robot: Robot, place: bool, free: bool = False
+) -> Script:
     thing, at = scene.things[target], scene.poses[target]
     yaw = _grasp_yaw(rng, thing, at)
     low = max(thing.shape.grasp_height, robot.tip + 0.003)
@@ -115,7 +119,7 @@ def _pick(rng, scene: Scene, target: int, start: Waypoint, robot: Robot, place: 
     words = (f"pick up the {name}", f"lift the {name} off the table", f"grasp the {name}")
     category = "Lift up object"
     if place:
-        goal, height, words = _goal(rng, scene, target)
+        goal, height, words = _goal(rng, scene, target, free)
         category = "Move object into or out of container" if height else "Move object"
         turned = yaw + rng.uniform(-0.3, 0.3)
         down = tool_pose([*goal, low + height + 0.004], turned)
@@ -131,11 +135,13 @@ def _pick(rng, scene: Scene, target: int, start: Waypoint, robot: Robot, place: 
     return Script(words, category, target, waypoints, np.zeros(2), 0.0)
 
 
-def _goal(rng, scene: Scene, target: int) -> tuple[np.ndarray, float, tuple[str, str, str]]:
-    """Where to put the target: in a container, on another object, or to one side."""
+def _goal(
+    rng, scene: Scene, target: int, free: bool
+) -> tuple[np.ndarray, float, tuple[str, str, str]]:
+    """Where to put the target: in a container, on another object (not if `free`), or beside."""
     thing, name = scene.things[target], scene.things[target].name
     for index, other in enumerate(scene.things):
-        if index == target:
+        if index == target or free:
             continue
         place = scene.poses[index][:2]
         if other.kind in CONTAINERS:
@@ -236,8 +242,67 @@ def _clear(scene: Scene, target: int, where: np.ndarray, radius: float | None = 
     )
 
 
-def perform(rng: np.random.Generator, scene: Scene, arm: Arm, script: Script) -> Motion | None:
-    """Play the script at 5 Hz; None if the arm cannot reach all of it."""
+def continue_script(
+    rng: np.random.Generator, scene: Scene, robot: Robot, before: Script, things: np.ndarray
+) -> Script | None:
+    """What comes after a script: what is held is put back, else another task; None without one.
+
+    Args:
+        scene: with the places of the objects before `before`.
+        things: [N, 4, 4] the objects' poses after it.
+    """
+    last = before.waypoints[-1]
+    start = Waypoint(last.pose, last.closed)
+    if last.hold == "carry":
+        thing = scene.things[before.target]
+        low = max(thing.shape.grasp_height, robot.tip + 0.003)
+        down = last.pose.copy()
+        down[:3, 3] = [*scene.poses[before.target][:2], low + 0.004]
+        above = down.copy()
+        above[2, 3] = max(low + 0.12, last.pose[2, 3])
+        waypoints = [
+            start,
+            Waypoint(above, last.closed, "carry"),
+            Waypoint(down, last.closed, "carry"),
+            Waypoint(down, 0.0),
+            Waypoint(above, 0.0),
+        ]
+        words = (f"put the {thing.name} back down", f"set the {thing.name} down", "put it back")
+        return Script(words, before.category, before.target, waypoints, np.zeros(2), 0.0)
+    yaw = np.arctan2(things[:, 1, 0], things[:, 0, 0])
+    now = replace(scene, poses=np.column_stack([things[:, :2, 3], yaw]))
+    able = [
+        i
+        for i, thing in enumerate(scene.things)
+        if thing.shape.width > 0
+        and abs(things[i, 2, 3]) < 1e-3  # neither in nor on another
+        and _inside(things[i, :2, 3])
+        and all(
+            np.hypot(*(things[i, :2, 3] - things[j, :2, 3])) > 0.7 * thing.shape.footprint
+            for j in range(len(things))
+            if j != i
+        )
+    ]
+    if not able:
+        return None
+    target = int(rng.choice(able))
+    if rng.random() < 0.3:
+        return _push(rng, now, target, start, robot)
+    return _pick(rng, now, target, start, robot, place=True, free=True)
+
+
+def perform(
+    rng: np.random.Generator,
+    scene: Scene,
+    arm: Arm,
+    script: Script,
+    earlier: Motion | None = None,
+) -> Motion | None:
+    """Play the script at 5 Hz; None if the arm cannot reach all of it.
+
+    Args:
+        earlier: what was played before; joints and objects go on from its end.
+    """
     poses, closed, hold = [script.waypoints[0].pose], [script.waypoints[0].closed], [""]
     for before, after in zip(script.waypoints, script.waypoints[1:], strict=False):
         distance = np.linalg.norm(after.pose[:3, 3] - before.pose[:3, 3])
@@ -256,7 +321,7 @@ def perform(rng: np.random.Generator, scene: Scene, arm: Arm, script: Script) ->
             closed.append(before.closed * (1 - part) + after.closed * part)
             hold.append(after.hold)
 
-    joints, now = np.zeros((len(poses), 7)), HOME
+    joints, now = np.zeros((len(poses), 7)), HOME if earlier is None else earlier.joints[-1]
     for index, pose in enumerate(poses):
         now, error = arm.solve(pose, now)
         if error > 2e-3:
@@ -266,12 +331,50 @@ def perform(rng: np.random.Generator, scene: Scene, arm: Arm, script: Script) ->
     for index in range(len(poses)):
         arm.set(joints[index])
         tools[index] = arm.link8() @ arm.robot.tool_in_link8
-    return Motion(joints, np.array(closed), _carry(scene, script, tools, hold))
+    first = np.stack([thing_pose(place) for place in scene.poses])
+    first = first if earlier is None else earlier.things[-1].copy()
+    return Motion(joints, np.array(closed), _carry(scene, script, tools, hold, first))
 
 
-def _carry(scene: Scene, script: Script, tools: np.ndarray, hold: list[str]) -> np.ndarray:
-    """[N, things, 4, 4] the objects' poses while the tool goes through `tools` [N, 4, 4]."""
-    now = np.stack([thing_pose(place) for place in scene.poses])
+def prolong(
+    rng: np.random.Generator, scene: Scene, arm: Arm, script: Script, motion: Motion, steps: int
+) -> tuple[list[Script], Motion] | None:
+    """Do one task after another until there are at least `steps` steps.
+
+    Returns:
+        The scripts and the whole motion; None where no further task is found that the arm reaches.
+    """
+    scripts = [script]
+    while len(motion.joints) < steps:
+        for _ in range(_TRIES):
+            following = continue_script(rng, scene, arm.robot, scripts[-1], motion.things[-1])
+            more = following and perform(rng, scene, arm, following, motion)
+            if following and more:
+                break
+        else:
+            return None
+        if scripts[-1].waypoints[-1].hold != "carry":  # what is held goes back where it came from
+            yaw = np.arctan2(motion.things[-1][:, 1, 0], motion.things[-1][:, 0, 0])
+            places = np.column_stack([motion.things[-1][:, :2, 3], yaw])
+            scene = replace(scene, poses=places)
+        # A motion begins where the one before ended: that step is there already.
+        motion = Motion(
+            np.concatenate([motion.joints, more.joints[1:]]),
+            np.concatenate([motion.closed, more.closed[1:]]),
+            np.concatenate([motion.things, more.things[1:]]),
+        )
+        scripts.append(following)
+    return scripts, motion
+
+
+def _carry(
+    scene: Scene, script: Script, tools: np.ndarray, hold: list[str], now: np.ndarray
+) -> np.ndarray:
+    """[N, things, 4, 4] the objects' poses while the tool goes through `tools` [N, 4, 4].
+
+    Args:
+        now: [things, 4, 4] the poses at the start.
+    """
     out = np.zeros((len(tools), *now.shape))
     for index, tool in enumerate(tools):
         if index and hold[index] == "carry":

@@ -144,6 +144,21 @@ def test_bootstrap_of_one_or_no_episode():
     assert assess.bootstrap([3.0, float("nan")]).mean == 3.0
 
 
+def test_a_seam_is_flicker_where_clips_meet_over_flicker_within_them():
+    truth = np.full((9, 4, 4, 3), 100, np.uint8)
+    made = truth.copy()
+    made[::2] += 2  # every difference is off by 2
+    made[4:] += 4  # and that from 3 to 4 by 6
+    joins = np.arange(8) == 3
+    assert assess.seam(made, truth, joins) == pytest.approx(36 / 4)
+    assert assess.seam(made, truth, ~joins) == pytest.approx(4 / 36)
+    for none in (np.zeros(8, bool), np.ones(8, bool)):
+        assert np.isnan(assess.seam(made, truth, none))
+    assert np.isnan(assess.seam(truth, truth, joins))  # nothing flickers: no share of it
+    with pytest.raises(ValueError, match="7 joins of 8"):
+        assess.seam(made, truth, joins[:7])
+
+
 def test_flicker_is_the_error_of_what_changes():
     rng = np.random.default_rng(4)
     truth = rng.integers(40, 200, (5, 12, 12, 3), dtype=np.uint8)

@@ -10,6 +10,7 @@ from wristaugment.augment.baselines import (
     make_frames,
     mean_wrist,
     parse_ways,
+    run_recipe,
 )
 from wristaugment.augment.recipe import RECIPES, Recipe
 from wristaugment.readers.episode import Episode, Record, View, WristStream
@@ -48,6 +49,19 @@ def test_names_become_ways_in_order():
         Way("projection-holes", "projection-holes", "nano", "auto"),
         Way("anchor", "anchor", "nano", None),
     ]
+
+
+def test_a_recipe_can_be_run_frame_by_frame():
+    plain, way, posed = parse_ways(["nano", "nano+perframe", "nano+perframe:head"])
+    assert way == Way("nano+perframe", "recipe", "nano", "auto", "perframe")
+    assert posed.pose == "head" and posed.name == "nano+perframe:head"
+    assert plain.runs == "nano" and way.runs == posed.runs == "nano+perframe"
+    assert run_recipe("nano") == RECIPES["nano"]
+    alone = run_recipe(way.runs)
+    assert (alone.name, alone.clip, alone.overlap) == ("nano", 1, 0)
+    for wrong in ("nano+other", "nano+", "mean+perframe", "projection+perframe"):
+        with pytest.raises(SourceError, match=r"variant.*perframe"):
+            parse_ways([wrong])
 
 
 def test_several_poses_run_each_posed_way_with_each():

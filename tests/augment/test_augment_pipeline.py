@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from wristaugment.augment.generate import blend_weights, clip_windows
+from wristaugment.augment.generate import blend_weights, clip_joins, clip_windows
 from wristaugment.augment.pipeline import Augmenter
 from wristaugment.augment.recipe import RECIPES
 from wristaugment.augment.reconstruct import network_size, reconstruct
@@ -153,6 +153,15 @@ def test_network_sizes_are_multiples_of_the_patch_in_the_views_shape():
     assert network_size(180, 320, RECIPES["paper"]) == (518, 518)
     assert network_size(180, 320, RECIPES["official"]) == (294, 518)
     assert network_size(480, 640, RECIPES["official"]) == (392, 518)
+
+
+def test_joins_are_where_clips_meet_or_fade():
+    # Clips 0-3, 3-6, 6-9, 7-10: frames 3, 6 are mixed, and from the third clip on all but the last.
+    joins = clip_joins(11, 4, 1)
+    assert joins.tolist() == [False, False, True, True, False, True, True, True, True, True]
+    assert clip_joins(8, 4, 0).tolist() == [False] * 3 + [True] + [False] * 3
+    assert not clip_joins(3, 4, 1).any() and len(clip_joins(3, 4, 1)) == 2
+    assert clip_joins(5, 1, 0).all() and len(clip_joins(1, 8, 2)) == 0
 
 
 def test_windows_cover_every_step_and_overlap():

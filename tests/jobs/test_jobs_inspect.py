@@ -44,13 +44,18 @@ def test_a_droid_dataset(droid_source, findings):
     assert report["proprioception"]["eef"] == "observation/cartesian_position"
     # One anchor is not calibrated, and then `run` takes the wrist head's pose.
     assert report["pose"] == "head" and report["ready"] and report["missing"] == []
+    assert report["geometry"] == "predicted"
+    assert "pose head: the anchors are not calibrated" in text
+    assert any("--pose rigid" in line for line in report["better"])
     assert "5 episodes" in text and "24x32x3 jpeg" in text
     assert "would make observation/wrist_rgb" in text
 
 
 def test_a_sample_calibrated_throughout_promises_the_measured_pose(findings):
     sample = Path(__file__).parents[2] / "sample"
-    assert findings(sample)[0]["pose"] == "measured"
+    report, text = findings(sample)
+    assert report["pose"] == "measured" and report["geometry"] == "predicted"
+    assert report["better"] == [] and "geometry predicted: not every anchor has depth" in text
 
 
 def blacken(folder, key):

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from hdf5_files import corpus, records
+from scipy.spatial.transform import Rotation
 from wristaugment.readers import aloha, robomimic
 from wristaugment.readers.errors import SourceError
 from wristaugment.writers import aloha_create, libero_create, robomimic_create
@@ -61,6 +62,71 @@ def test_an_episode_has_all_that_was_recorded(source, episodes):
         assert np.allclose(episode.eef_pose, real.eef, atol=1e-6)
         assert np.allclose(episode.gripper, np.clip(real.gripper, 0, 1), atol=1e-6)
         assert episode.language == real.language[0]
+
+
+def model_of(real, *, moved: float = 0.0) -> str:
+    """A robosuite-like MJCF in which the cameras lie where an episode's cameras are."""
+
+    def place(pose, fov) -> str:
+        turn = Rotation.from_matrix(pose[:3, :3] * [1, -1, -1]).as_quat(scalar_first=True)
+        numbers = [" ".join(f"{x:.12g}" for x in values) for values in (pose[:3, 3], turn)]
+        return f'pos="{numbers[0]}" quat="{numbers[1]}" fovy="{fov:.12g}"'
+
+    def fov(view) -> float:
+        return float(np.degrees(2 * np.arctan(view.size[0] / 2 / view.K[1, 1])))
+
+    cameras = ""
+    for view, name in (("exterior_1", "agentview"), ("exterior_2", "sideview")):
+        pose = np.linalg.inv(real.views[view].pose)
+        pose[0, 3] += moved
+        cameras += f'<camera name="{name}" mode="fixed" {place(pose, fov(real.views[view]))}/>'
+    hand = real.eef[0].copy()
+    # The grip site is 97 mm before the hand's body, whose axes are the end effector's.
+    in_hand = np.linalg.inv(hand) @ np.linalg.inv(real.views["wrist"].pose[0])
+    in_hand[2, 3] += 0.097
+    eye = place(in_hand, fov(real.views["wrist"]))
+    return f"""<mujoco><compiler angle="radian"/><worldbody>{cameras}
+      <body name="robot0_base" pos="-0.56 0 0.912"><body name="robot0_link7" euler="0.1 0.2 0.3">
+        <joint name="robot0_joint7" axis="0 0 1"/><geom type="sphere" size="0.01"/>
+        <body name="robot0_right_hand" pos="0 0 0.1065" quat="0.924 0 0 -0.383">
+          <camera name="robot0_eye_in_hand" mode="fixed" {eye}/>
+          <body name="gripper0_right_gripper" pos="0 0 0" quat="0.707107 0 0 -0.707107">
+            <body name="gripper0_eef" pos="0 0 0.097"><site name="gripper0_grip_site"/></body>
+            <body name="gripper0_leftfinger"><joint type="slide"/><geom type="sphere" size="0.01"/>
+            </body></body></body></body></body></worldbody></mujoco>"""
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["camera_info", "model-alone"])
+def test_a_demos_model_tells_where_the_cameras_are(path, episodes, told):
+    with h5py.File(path, "r+") as file:
+        for demo, real in zip(file["data"].values(), episodes, strict=True):
+            demo.attrs["model_file"] = model_of(real)
+            if not told:
+                del demo.attrs["camera_info"], demo["obs/robot0_eye_in_hand_image"]
+    dataset = opened(path)
+    for raw, real in zip(records(dataset), episodes, strict=True):
+        episode = dataset.episode(raw)
+        truth = np.linalg.inv(real.views["wrist"].pose[0])
+        assert episode.wrist_mount is not None
+        assert np.allclose(episode.wrist_mount, np.linalg.inv(real.eef[0]) @ truth, atol=1e-6)
+        assert np.allclose(episode.measured_wrist_pose()[0], real.views["wrist"].pose[0], atol=1e-6)
+        assert np.allclose(episode.wrist_K, real.views["wrist"].K, atol=1e-6)
+        for view, name in zip(episode.anchors, ("exterior_1", "exterior_2"), strict=True):
+            assert np.allclose(view.K, real.views[name].K, atol=1e-6)
+            assert np.allclose(view.pose, real.views[name].pose, atol=1e-6)
+
+
+def test_a_model_of_another_scene_or_none_is_not_believed(path, episodes):
+    other = model_of(episodes[0], moved=0.02)
+    loose = model_of(episodes[0]).replace('name="gripper0_grip_site"', 'name="elsewhere"')
+    bad = ["", "<mujoco>", "<!DOCTYPE x [<!ENTITY a 'b'>]>" + loose, loose.replace("fovy", "focal")]
+    for text in (other, loose, *bad):
+        with h5py.File(path, "r+") as file:
+            file["data/demo_0"].attrs["model_file"] = text
+        dataset = opened(path)
+        episode = dataset.episode(records(dataset)[0])
+        assert episode.wrist_mount is None
+        assert np.allclose(episode.anchors[0].pose, episodes[0].views["exterior_1"].pose)
 
 
 def test_frames_are_read_when_they_are_asked_for(source):

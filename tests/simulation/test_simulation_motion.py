@@ -30,6 +30,25 @@ def test_all_tasks_occur_and_take_a_plausible_time(played):
     assert min(lengths) >= 15 and 30 <= np.mean(lengths) <= 65
 
 
+def test_long_episodes_do_one_task_after_another_and_short_ones_are_as_they_were(played, robot):
+    from wristaugment.simulation.episode import ONE_TASK, Request, _stage
+
+    for index in range(3):
+        _, _, script, motion, _ = _stage(Request(3, "train", index, 200, False))
+        assert len(motion.joints) >= 200 and script.words[0].count(", then ") >= 2
+        turns = np.abs(np.diff(motion.joints, axis=0)).max(axis=1)
+        assert turns.max() < 0.5 and np.mean(turns > 1e-4) > 0.75
+        moves = np.flatnonzero(turns > 1e-4)
+        assert np.diff(moves).max() <= 8  # it waits while the hand closes, and no longer
+        steps = np.linalg.norm(np.diff(motion.things[:, :, :3, 3], axis=0), axis=-1)
+        assert steps.max() < 0.1 and motion.things[:, :, 2, 3].min() > -1e-6
+        assert (steps > 1e-6).any(axis=1)[120:].any()  # things are moved in later tasks too
+        assert len(motion.closed) == len(motion.things) == len(motion.joints)
+        short = _stage(Request(3, "train", index, ONE_TASK, False))[3]
+        np.testing.assert_array_equal(short.joints, played[index][2].joints)
+        np.testing.assert_array_equal(motion.joints[: len(short.joints)], short.joints)
+
+
 def test_joints_move_smoothly_and_fingertips_stay_above_the_table(played, robot):
     for _, script, motion, tools in played:
         assert abs(np.diff(motion.joints, axis=0)).max() < 0.5, script.words[0]

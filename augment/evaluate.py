@@ -193,7 +193,8 @@ class Scorer:
         invalid = 0
         if stream is not None:
             invalid = int((~np.asarray(stream.valid, bool)).sum())
-            values["coverage"] = float(np.mean(stream.coverage))
+            if stream.condition is not None:  # else nothing was projected, and 0 would say so
+                values["coverage"] = float(np.mean(stream.coverage))
             values["invalid"] = invalid / len(made)
         if self.lpips is not None:
             values["lpips"] = float(np.mean(self.lpips(made, truth)))

@@ -57,7 +57,7 @@ def evaluation_row(result: Result, ways: Sequence[Way]) -> Row:
         + " (PSNR / SSIM)"
     ]
     details = [
-        _details(stream, f"{recipe}, {pose} pose" if several else recipe)
+        _details(stream, f"{recipe}, {pose} pose" if several and pose else recipe)
         for (recipe, pose), stream in result.streams.items()
     ]
     return Row(str(episode.record), players, episode.language, facts, details)
@@ -141,7 +141,8 @@ def _condition(stream: WristStream, of: str = "") -> Player:
 def _details(stream: WristStream, name: str) -> str:
     """What was chosen for this stream, in words."""
     said = [f"{key}: {text}" for key, text in stream.notes.items()]
-    said.append(f"the condition map covers {100 * float(np.mean(stream.coverage)):.0f}%")
+    if stream.condition is not None:
+        said.append(f"the condition map covers {100 * float(np.mean(stream.coverage)):.0f}%")
     bad = int((~np.asarray(stream.valid, bool)).sum())
     if bad:
         said.append(f"{bad} of {len(stream.valid)} frames could not be made well")

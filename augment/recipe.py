@@ -11,6 +11,9 @@ from ..readers.errors import SourceError
 
 RECONSTRUCTION = "reconstruction.safetensors"
 GENERATION = "generation.safetensors"
+PIX2PIX = "pix2pix.safetensors"
+# Generators that need no stage 1: no pose, no depth, no condition map is made for them.
+DIRECT = frozenset({"constant", "pix2pix"})
 # What users may set of a recipe; the rest says which networks it has.
 SETTINGS = (
     "steps",
@@ -52,8 +55,8 @@ class Recipe:
     Attributes:
         name: as users say it. about: one line for people.
         generator: `wrist-dit` (nano's, on pixels), `video-dit` (Wan 2.1, on latents), `projection`
-            (the bare condition map, holes filled) or `constant` (a plain picture, to try data
-            paths without a model).
+            (the bare condition map, holes filled), `pix2pix` (from the anchor views alone, frame by
+            frame) or `constant` (a plain picture, to try data paths without a model).
         weights: folder under the package's weights, or None where none are packaged.
         form: "paper" or "official", which form of the full-size networks; "" for nano's.
         wrist_size: (height, width) of the frames that are made.
@@ -113,6 +116,11 @@ class Recipe:
     negative: str = ""
     precision: str = "float32"
     min_coverage: float = 0.05
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether stage 1 is run, so that there are a pose, depth and a condition map."""
+        return self.generator not in DIRECT
 
     def to_dict(self) -> dict:
         """Plain values, for plans and manifests."""
@@ -178,6 +186,14 @@ RECIPES: dict[str, Recipe] = {
             edge=0.0,
             prompt="robotic manipulation scene",
             **_VIDEO,
+        ),
+        Recipe(
+            "pix2pix",
+            "Pix2Pix (Isola et al. 2017) from the anchor views, frame by frame: no geometry",
+            "pix2pix",
+            None,
+            wrist_size=(128, 224),
+            multiple=1,
         ),
         Recipe(
             "constant",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..models.errors import WeightsError
 from ..readers.errors import SourceError
-from .recipe import GENERATION, RECONSTRUCTION, WEIGHTS, Recipe, get_recipe
+from .recipe import GENERATION, PIX2PIX, RECONSTRUCTION, WEIGHTS, Recipe, get_recipe
 from .weights_hashes import cache_folder, check_hash, read_records, remembered_sha256
 
 ENVIRONMENT = "WRISTAUGMENT_WEIGHTS"
@@ -186,6 +186,7 @@ _NEEDS: dict[str, tuple[Need, ...]] = {
         _own("reconstruction", 1_500_000_000, "wrist head, of your training", optional=True),
         _own("generation", 300_000_000, "tuned video DiT, of your training", optional=True),
     ),
+    "pix2pix": (Need("generation", "", PIX2PIX, 9_260_000, "yours", "Pix2Pix, of your training"),),
     "constant": (),
 }
 

@@ -20,7 +20,8 @@ from ..models.public_config import fitting
 from ..readers.episode import Episode, View, WristStream
 from ..readers.errors import SourceError
 from .assess import resize_frames
-from .recipe import Recipe
+from .first_frame import open_generator
+from .recipe import GUIDED, Recipe
 from .weights import Located, fingerprint, locate
 
 TRAINING = "training"  # in a weights file's header: how it was trained
@@ -31,9 +32,11 @@ class DirectGenerator(Protocol):
 
     Attributes:
         batch: timesteps that go through the network at once.
+        notes: what people and manifests must know of what it makes.
     """
 
     batch: int
+    notes: dict[str, str]
 
     def generate(
         self,
@@ -52,11 +55,15 @@ class DirectAugmenter:
     Args:
         recipe, device, weights: as of `Augmenter`.
 
+    Attributes:
+        size: (height, width) that frames are brought to; the recipe's wrist size.
+
     Raises WeightsError or SourceError for weights that are missing or do not fit.
     """
 
     def __init__(self, recipe: Recipe, *, device: str = "cpu", weights: Path | None = None):
         self.recipe = recipe
+        self.size = recipe.wrist_size
         located = locate(recipe, weights)
         self.fingerprint = fingerprint(recipe, located=located)
         self.generator: DirectGenerator = OPENERS[recipe.generator](located, device)
@@ -95,12 +102,14 @@ class DirectAugmenter:
             )
         start = time.perf_counter()
         made = self.generator.generate(episode, self.recipe, seed, progress)
-        frames = resize_frames(made, self.recipe.wrist_size)
+        frames = resize_frames(made, self.size)
+        notes = {"pose": "none", "geometry": "none", "generator": self.recipe.about}
+        notes |= self.generator.notes
         return WristStream(
             frames=frames,
             valid=np.ones(len(frames), bool),
             coverage=np.zeros(len(frames), np.float32),
-            notes={"pose": "none", "geometry": "none", "generator": self.recipe.about},
+            notes=notes,
             seconds={"generate": time.perf_counter() - start},
         )
 
@@ -119,6 +128,7 @@ class Pix2PixFrames:
         self.network = network.eval().to(device)
         self.device = device
         self.batch = 16
+        self.notes: dict[str, str] = {}
 
     def generate(
         self,
@@ -182,4 +192,7 @@ def _open_pix2pix(located: Located, device: str) -> DirectGenerator:
 
 
 # A recipe's generator -> what opens it, of `recipe.DIRECT` all but `constant`.
-OPENERS: dict[str, Callable[[Located, str], DirectGenerator]] = {"pix2pix": _open_pix2pix}
+OPENERS: dict[str, Callable[[Located, str], DirectGenerator]] = {
+    "pix2pix": _open_pix2pix,
+    **dict.fromkeys(GUIDED, open_generator),
+}

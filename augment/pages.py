@@ -45,7 +45,11 @@ def evaluation_row(result: Result, ways: Sequence[Way]) -> Row:
     for name, frames in result.views.items():
         way = known.get(name)
         kind = "baseline" if way is not None and way.kind in BASELINES else "synthetic"
-        made[kind].append(Player(name, frames, kind, psnr=result.scores[name].psnr))
+        psnr = result.scores[name].psnr
+        if len(psnr) < len(frames):  # its first frame was given, and is not scored
+            made[kind].append(Player(f"{name} (first frame given)", frames, kind))
+            continue
+        made[kind].append(Player(name, frames, kind, psnr=psnr))
     # The truth stands beside what is to be like it.
     truth = Player("true wrist view", result.truth, "recorded")
     players += [*made["synthetic"], truth, *made["baseline"]]

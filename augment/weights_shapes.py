@@ -41,6 +41,9 @@ def check_part(located: Located, part: Part) -> None:
     if recipe.generator == "pix2pix":
         _check_pix2pix(recipe, part)
         return
+    if recipe.guided:
+        _check_first_frame(recipe, part)
+        return
     if recipe.form == "":
         _check_nano(recipe, part)
         return
@@ -298,6 +301,24 @@ def _check_pix2pix(recipe: Recipe, part: Part) -> None:
     with open_state(part.path) as file:
         wanted = shapes_of(meta(lambda: Pix2PixGenerator(config)))
         _compare(recipe, part.path, wanted, file.shapes, read_config(part.path))
+
+
+def _check_first_frame(recipe: Recipe, part: Part) -> None:
+    """A part of a diffusers pipeline; transformers' networks are compared when they are opened."""
+    from ..models import libraries  # noqa: F401  (the door; see there)
+    from ..models.first_frame import KINDS
+
+    import diffusers  # isort: skip
+
+    library, name = KINDS[recipe.generator].parts[part.need.part]
+    if not part.weights():
+        read_json(part.path)
+        return
+    config = part.folder / "config.json"
+    values, found = read_json(config), _state(part)
+    if library == "diffusers":
+        network = _built(config, lambda: getattr(diffusers, name).from_config(values))
+        _compare(recipe, part.path, shapes_of(network), found)
 
 
 def _own(recipe: Recipe, part: Part, form: str | None) -> None:

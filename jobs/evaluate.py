@@ -21,6 +21,11 @@ pix2pix learns: where --weights has no pix2pix.safetensors, it is trained first,
 that `nearest` looks in and never on one that is scored. Stopped, the same command goes on; trained,
 the next evaluation on the same data finds it.
 
+svd, wan-i2v and cosmos-predict2 are public video models that continue the first recorded wrist
+frame (and are told the episode's language), clip after clip; `wristaugment weights NAME` says which
+files they want below --weights. They are given more than any other way: that frame of theirs is
+left out of their scores.
+
 examples:
   nano against the plain ways, with a page to look at:
     wristaugment evaluate --dataset droid --data-dir /data --split val --episodes 50 \\
@@ -162,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SourceError: refused, or not one episode could be scored.
     """
+    from ..augment.evaluate import given_frames
     from ..augment.pairs import open_pairs
     from ..augment.scores import GENERAL, METRICS, format_table, unknown
     from .mirror import localise
@@ -187,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
     fingerprints |= scorer.load()
     for line in looked_in:
         say(f"nearest: {line}")
-    for line in _told(trained):
+    for line in _told(trained, scorer):
         say(line)
     rows = []
     progress = Progress(pairs.total, 0)
@@ -214,6 +220,7 @@ def run(args: argparse.Namespace) -> int:
         "metrics": {**{key: metric.what for key, metric in METRICS.items()}, **GENERAL},
         "no_weights": missing,
         "nearest": looked_in,
+        "given_frames": {way.name: given for way in scorer.ways if (given := given_frames(way))},
         "trained": {name: found.training for name, found in trained.items()},
         "weights": fingerprints,
         "ways": {way.name: {"recipe": way.recipe, "pose": way.pose} for way in scorer.ways},
@@ -265,11 +272,17 @@ def _shard_files(pairs, record) -> list[Path]:
     return files
 
 
-def _told(trained) -> list[str]:
-    """How every recipe that learns was trained."""
+def _told(trained, scorer) -> list[str]:
+    """How every recipe that learns was trained, and what others were given."""
     from ..augment.direct import in_words
+    from ..augment.evaluate import given_frames
 
-    return [f"{name}: {in_words(found.training)}" for name, found in trained.items()]
+    lines = [f"{name}: {in_words(found.training)}" for name, found in trained.items()]
+    return lines + [
+        f"{way.name}: is given the first recorded wrist frame, which is left out of its scores"
+        for way in scorer.ways
+        if given_frames(way)
+    ]
 
 
 def _scorer(args: argparse.Namespace, pairs, say):
@@ -301,11 +314,13 @@ def _scorer(args: argparse.Namespace, pairs, say):
         return own.wrist_size if own.reconstructs or shared is None else shared
 
     def augmenter(recipe: str):
+        from ..augment.direct import DirectAugmenter
         from ..augment.pipeline import Augmenter, make_augmenter
 
         found = trained[recipe].weights if recipe in trained else weights
-        size = size_of(recipe)
-        made = make_augmenter(recipe, device=device, weights=found, wrist_size=size, mount=mount)
+        made = make_augmenter(recipe, device=device, weights=found, mount=mount)
+        if isinstance(made, DirectAugmenter):
+            made.size = size_of(recipe)
         if isinstance(made, Augmenter):
             made.keep_depth = True
         return made
@@ -390,7 +405,7 @@ def _write_page(
     if len(rows) < episodes:
         lead.append(f"Figures are over {episodes} episodes; the first {len(rows)} are shown.")
     lead += [f"nearest: {words}." for words in report["nearest"]]
-    lead += [f"{words}." for words in _told(trained)]
+    lead += [f"{words}." for words in _told(trained, scorer)]
     lead += [f"{metric.upper()}: {why}." for metric, why in report["no_weights"].items()]
     if report["left_out"]:
         lead.append(f"{len(report['left_out'])} episodes had to be left out.")

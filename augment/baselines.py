@@ -60,7 +60,7 @@ class Way:
     @property
     def runs_recipe(self) -> bool:
         """Whether a recipe has to be run on the episode."""
-        return self.pose is not None
+        return self.kind == "recipe" or self.pose is not None
 
 
 def parse_ways(
@@ -83,11 +83,7 @@ def parse_ways(
     if not names:
         raise SourceError("no way is named", key="--recipes", todo=_choices(recipes))
     named = [name.partition(":")[0].partition("+")[0] for name in names]
-    learnt = [
-        n
-        for n in named
-        if n in recipes and n not in BASELINES and recipes[n].generator != "constant"
-    ]
+    learnt = [n for n in named if n in recipes and n not in BASELINES and recipes[n].reconstructs]
     plain = next((n for n in PROJECTED if n in recipes), None)
     # With no full recipe named, the recipe that stops at the projection is the cheapest source.
     base = learnt[0] if learnt else (plain or next(iter(recipes)))
@@ -98,7 +94,7 @@ def parse_ways(
         if name not in recipes and name not in BASELINES:
             raise SourceError(f"unknown way {name!r}", key="--recipes", todo=_choices(recipes))
         own = name in recipes and name not in BASELINES
-        posed = own or name in PROJECTED
+        posed = recipes[name].reconstructs if own else name in PROJECTED
         if colon and not posed:
             raise SourceError(
                 f"{name!r} involves no pose", key="--recipes", todo=f"name it without {colon}{pose}"

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..readers.episode import Episode, Record, WristStream
+from ..readers.episode import Episode, Record, WristStream, begun
 from ..readers.errors import SourceError
 from . import assess
 from .baselines import BASELINES, Way, make_frames, mean_wrist
 from .nearest import Neighbours
+from .recipe import RECIPES
 from .reconstruct import recorded_depth
 from .scores import COPY, Score, clips_of, summarise
 from .seeds import record_seed
@@ -114,7 +115,8 @@ class Scorer:
         """Scores one episode.
 
         Args:
-            episode: with the recorded wrist view in `wrist`; no way gets to see it.
+            episode: with the recorded wrist view in `wrist`; no way gets to see it, but for its
+                first frame where the way continues that. Such a way is scored without it.
             copied: the stream of the augmented copy, if one is scored.
 
         Raises:
@@ -124,10 +126,10 @@ class Scorer:
             raise SourceError(
                 "no recorded wrist view", record=episode.record.index, todo="evaluate others"
             )
-        blind = replace(episode, wrist=None)
+        blind, started = replace(episode, wrist=None), begun(episode)
         streams: dict[tuple[str, str], WristStream] = {}
         walls: dict[tuple[str, str], float] = {}
-        recorded: dict[tuple[int, int], np.ndarray | None] = {}
+        recorded: dict[tuple[int, ...], np.ndarray | None] = {}
         views: dict[str, np.ndarray] = {}
         scores: dict[str, Score] = {}
         if self.with_copy:
@@ -140,7 +142,7 @@ class Scorer:
             if way.runs_recipe:
                 if chosen not in streams:
                     began = time.perf_counter()
-                    streams[chosen] = self._run(way, blind)
+                    streams[chosen] = self._run(way, started if given_frames(way) else blind)
                     walls[chosen] = time.perf_counter() - began
                 stream = streams[chosen]
             size = self.wrist_size(way.recipe) if copied is None else copied.frames.shape[1:3]
@@ -151,7 +153,10 @@ class Scorer:
             seconds = time.perf_counter() - began + walls.get(chosen, 0.0)
             if stream is not None and way.kind in BASELINES:
                 seconds -= sum(stream.seconds.get(stage, 0.0) for stage in GENERATION_STAGES)
-            scores[way.name] = self._score(episode, views[way.name], stream, seconds, recorded)
+            given = given_frames(way)
+            scores[way.name] = self._score(
+                episode, views[way.name], stream, seconds, recorded, given
+            )
         truth = assess.resize_frames(episode.wrist.frames, views[self.names[0]].shape[1:3])
         self.scored.append((episode.record, scores))
         return Result(episode, scores, views, truth, streams)
@@ -170,9 +175,13 @@ class Scorer:
         made: np.ndarray,
         stream: WristStream | None,
         seconds: float,
-        recorded: dict[tuple[int, int], np.ndarray | None],
+        recorded: dict[tuple[int, ...], np.ndarray | None],
+        given: int = 0,
     ) -> Score:
-        """The score of frames; `recorded` keeps features of the recorded clips by their size."""
+        """The score of frames, but for the first `given`, which the way was given.
+
+        `recorded` keeps features of the recorded clips by their size and start.
+        """
         assert episode.wrist is not None
         truth = assess.resize_frames(episode.wrist.frames, made.shape[1:3])
         if len(made) != len(truth):
@@ -182,6 +191,8 @@ class Scorer:
                 key=episode.wrist.key,
                 todo="compare streams of one length",
             )
+        frames = len(made)
+        made, truth = made[given:], truth[given:]
         rotation, translation, scale = stream_pose_error(episode, stream)
         values = {
             "flicker": assess.flicker(made, truth),
@@ -190,20 +201,22 @@ class Scorer:
             "pose_translation_cm": _median(translation),
             "pose_scale": scale,
             "depth_error": stream_depth_error(episode, stream),
-            "seconds_per_frame": seconds / len(made),
+            "seconds_per_frame": seconds / frames,
         }
         invalid = 0
         if stream is not None:
-            invalid = int((~np.asarray(stream.valid, bool)).sum())
+            invalid = int((~np.asarray(stream.valid[given:], bool)).sum())
             if stream.joins is not None and made is stream.frames:
                 values["seam"] = assess.seam(made, truth, stream.joins)
-            values["coverage"] = float(np.mean(stream.coverage))
+            if stream.condition is not None:  # else nothing was projected, and 0 would say so
+                values["coverage"] = float(np.mean(stream.coverage))
             values["invalid"] = invalid / len(made)
         if self.lpips is not None:
             values["lpips"] = float(np.mean(self.lpips(made, truth)))
-        if self.features is not None and truth.shape[1:3] not in recorded:
-            recorded[truth.shape[1:3]] = self._features(truth)
-        theirs = recorded.get(truth.shape[1:3])
+        place = (*truth.shape[1:3], given)
+        if self.features is not None and place not in recorded:
+            recorded[place] = self._features(truth)
+        theirs = recorded.get(place)
         ours = None if theirs is None else self._features(made)
         return Score(
             psnr=assess.psnr(made, truth),
@@ -224,6 +237,11 @@ class Scorer:
         """By name: means with intervals over all scored episodes, as `summarise` gives them."""
         scored = [scores for _, scores in self.scored]
         return summarise(self.names, scored, seed=self.seed, missing=missing)
+
+
+def given_frames(way: Way) -> int:
+    """How many recorded frames a way is given, the first of the episode; they are not scored."""
+    return int(way.kind == "recipe" and way.recipe in RECIPES and RECIPES[way.recipe].guided)
 
 
 def stream_pose_error(

@@ -45,7 +45,11 @@ def evaluation_row(result: Result, ways: Sequence[Way]) -> Row:
     for name, frames in result.views.items():
         way = known.get(name)
         kind = "baseline" if way is not None and way.kind in BASELINES else "synthetic"
-        made[kind].append(Player(name, frames, kind, psnr=result.scores[name].psnr))
+        psnr = result.scores[name].psnr
+        if len(psnr) < len(frames):  # its first frame was given, and is not scored
+            made[kind].append(Player(f"{name} (first frame given)", frames, kind))
+            continue
+        made[kind].append(Player(name, frames, kind, psnr=psnr))
     # The truth stands beside what is to be like it.
     truth = Player("true wrist view", result.truth, "recorded")
     players += [*made["synthetic"], truth, *made["baseline"]]
@@ -57,7 +61,7 @@ def evaluation_row(result: Result, ways: Sequence[Way]) -> Row:
         + " (PSNR / SSIM)"
     ]
     details = [
-        _details(stream, f"{recipe}, {pose} pose" if several else recipe)
+        _details(stream, f"{recipe}, {pose} pose" if several and pose else recipe)
         for (recipe, pose), stream in result.streams.items()
     ]
     return Row(str(episode.record), players, episode.language, facts, details)
@@ -141,7 +145,8 @@ def _condition(stream: WristStream, of: str = "") -> Player:
 def _details(stream: WristStream, name: str) -> str:
     """What was chosen for this stream, in words."""
     said = [f"{key}: {text}" for key, text in stream.notes.items()]
-    said.append(f"the condition map covers {100 * float(np.mean(stream.coverage)):.0f}%")
+    if stream.condition is not None:
+        said.append(f"the condition map covers {100 * float(np.mean(stream.coverage)):.0f}%")
     bad = int((~np.asarray(stream.valid, bool)).sum())
     if bad:
         said.append(f"{bad} of {len(stream.valid)} frames could not be made well")

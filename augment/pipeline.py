@@ -252,7 +252,7 @@ def make_augmenter(
     wrist_size: tuple[int, int] | None = None,
     mount: np.ndarray | None = None,
 ):
-    """The object that makes wrist streams for a recipe: `Augmenter`, or `ConstantAugmenter`.
+    """What makes wrist streams for a recipe: `Augmenter`, `DirectAugmenter` or `ConstantAugmenter`.
 
     Args:
         wrist_size: (height, width) in place of the recipe's own.
@@ -265,4 +265,8 @@ def make_augmenter(
         from .constant import ConstantAugmenter
 
         return ConstantAugmenter(recipe)
+    if not recipe.reconstructs:
+        from .direct import DirectAugmenter
+
+        return DirectAugmenter(recipe, device=device, weights=weights)
     return Augmenter(recipe, device=device, weights=weights, mount=mount)

@@ -11,6 +11,11 @@ from ..readers.errors import SourceError
 
 RECONSTRUCTION = "reconstruction.safetensors"
 GENERATION = "generation.safetensors"
+PIX2PIX = "pix2pix.safetensors"
+# Generators that need no stage 1: no pose, no depth, no condition map is made for them.
+# Public video models that continue the first recorded wrist frame.
+GUIDED = frozenset({"svd", "wan-i2v", "cosmos-predict2"})
+DIRECT = frozenset({"constant", "pix2pix"}) | GUIDED
 # What users may set of a recipe; the rest says which networks it has.
 SETTINGS = (
     "steps",
@@ -52,8 +57,9 @@ class Recipe:
     Attributes:
         name: as users say it. about: one line for people.
         generator: `wrist-dit` (nano's, on pixels), `video-dit` (Wan 2.1, on latents), `projection`
-            (the bare condition map, holes filled) or `constant` (a plain picture, to try data
-            paths without a model).
+            (the bare condition map, holes filled), `pix2pix` (from the anchor views alone, frame by
+            frame), one of `GUIDED` (a public video model that continues the first recorded wrist
+            frame) or `constant` (a plain picture, to try data paths without a model).
         weights: folder under the package's weights, or None where none are packaged.
         form: "paper" or "official", which form of the full-size networks; "" for nano's.
         wrist_size: (height, width) of the frames that are made.
@@ -121,6 +127,16 @@ class Recipe:
         """The name of the weights that training a stage writes, as in generation.safetensors."""
         lacking = [part for part in self.without if (part == "spc") == (stage == "reconstruction")]
         return "-no-".join([stage, *lacking]) + ".safetensors"
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether stage 1 is run, so that there are a pose, depth and a condition map."""
+        return self.generator not in DIRECT
+
+    @property
+    def guided(self) -> bool:
+        """Whether it is given the first recorded wrist frame."""
+        return self.generator in GUIDED
 
     def to_dict(self) -> dict:
         """Plain values, for plans and manifests."""
@@ -206,6 +222,52 @@ RECIPES: dict[str, Recipe] = {
             edge=0.0,
             prompt="robotic manipulation scene",
             **_VIDEO,
+        ),
+        Recipe(
+            "pix2pix",
+            "Pix2Pix (Isola et al. 2017) from the anchor views, frame by frame: no geometry",
+            "pix2pix",
+            None,
+            wrist_size=(128, 224),
+            multiple=1,
+        ),
+        Recipe(
+            "svd",
+            "Stable Video Diffusion XT, continuing the first recorded wrist frame",
+            "svd",
+            None,
+            wrist_size=(576, 1024),
+            multiple=64,
+            steps=25,
+            guidance=3.0,
+            clip=25,
+            precision="bfloat16",
+        ),
+        Recipe(
+            "wan-i2v",
+            "Wan 2.1 image-to-video 14B, continuing the first recorded wrist frame",
+            "wan-i2v",
+            None,
+            wrist_size=(480, 832),
+            multiple=16,
+            steps=50,
+            guidance=5.0,
+            clip=81,
+            negative=_VIDEO["negative"],
+            precision="bfloat16",
+        ),
+        Recipe(
+            "cosmos-predict2",
+            "Cosmos-Predict2 2B video-to-world, continuing the first recorded wrist frame",
+            "cosmos-predict2",
+            None,
+            wrist_size=(704, 1280),
+            multiple=16,
+            steps=35,
+            guidance=7.0,
+            clip=93,
+            negative=_VIDEO["negative"],
+            precision="bfloat16",
         ),
         Recipe(
             "constant",

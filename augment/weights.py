@@ -15,13 +15,21 @@ from pathlib import Path
 
 from ..models.errors import WeightsError
 from ..readers.errors import SourceError
-from .recipe import ABLATIONS, GENERATION, RECONSTRUCTION, WEIGHTS, Recipe, get_recipe
+from .recipe import (
+    ABLATIONS,
+    GENERATION,
+    PIX2PIX,
+    RECONSTRUCTION,
+    WEIGHTS,
+    Recipe,
+    get_recipe,
+)
 from .weights_hashes import cache_folder, check_hash, read_records, remembered_sha256
+from .weights_needs import APACHE, FIRST_FRAME, I2V, Need
 
 ENVIRONMENT = "WRISTAUGMENT_WEIGHTS"
 INDEX = ".index.json"  # what the list of a sharded file's shards adds to its name
 
-APACHE = "Apache-2.0"
 NON_COMMERCIAL = "CC BY-NC 4.0 (non-commercial)"
 VGGT_NOTICE = (
     "facebook/VGGT-1B is licensed CC BY-NC 4.0: not for commercial use; for that there is "
@@ -33,43 +41,7 @@ RELEASE_NOTICE = (
     "CC BY-NC 4.0: not for commercial use; ask its authors what else you may do with it"
 )
 
-
-@dataclass(frozen=True)
-class Need:
-    """Files of one repository that a recipe needs for one part.
-
-    Attributes:
-        part: the part of the pipeline that loads them.
-        repository: on the hub; "" for what is trained here or packaged.
-        main: the weights, by their path in the repository; they may come in shards with an
-            index. For a tokenizer, its vocabulary.
-        bytes: about how many; `--download` learns the exact number from the hub.
-        licence: of the weights. why: what they are for.
-        other_names: of `main`, in the same repository.
-        beside: files that must be there too. extras: files that are taken along where they are.
-        optional: the recipe works without.
-        notice: what a user must know before using them; "" for nothing.
-    """
-
-    part: str
-    repository: str
-    main: str
-    bytes: int
-    licence: str
-    why: str
-    other_names: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
-    extras: tuple[str, ...] = ()
-    optional: bool = False
-    notice: str = ""
-
-    def place(self, name: str) -> str:
-        """Where a file of the repository lies below a root."""
-        return f"{self.repository}/{name}" if self.repository else name
-
-
 _T2V = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-_I2V = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
 _CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 _WRISTWORLD = "XuWuLingYu/WristWorld"
 _WAN_PARTS = (
@@ -183,7 +155,7 @@ _NEEDS: dict[str, tuple[Need, ...]] = {
         *_WAN_PARTS,
         Need(
             "image",
-            _I2V,
+            I2V,
             "image_encoder/model.safetensors",
             1_260_000_000,
             APACHE,
@@ -193,6 +165,8 @@ _NEEDS: dict[str, tuple[Need, ...]] = {
         _own("reconstruction", 1_500_000_000, "wrist head, of your training", optional=True),
         _own("generation", 300_000_000, "tuned video DiT, of your training", optional=True),
     ),
+    "pix2pix": (Need("generation", "", PIX2PIX, 9_260_000, "yours", "Pix2Pix, of your training"),),
+    **FIRST_FRAME,
     "constant": (),
 }
 

@@ -60,6 +60,12 @@ def activation_bytes(located: Located, size: tuple[int, int], views: int = 2) ->
     """
     recipe = located.recipe
     each = bytes_each(recipe)
+    if recipe.guided:
+        # A clip in float32, and the autoencoder's decoder as below, its usual 96 channels wide.
+        return (3 * recipe.clip * 4 + 32 * 96 * 4) * math.prod(recipe.wrist_size)
+    if not recipe.reconstructs:
+        # Frames of 16 timesteps, inputs and all layers of a U-Net: some 64 numbers a pixel.
+        return 16 * 64 * math.prod(size) * 4
     steps = [_stage_one(located, each, views)]
     if recipe.generator == "video-dit":
         config = generation_config(recipe, located)

@@ -38,6 +38,12 @@ def check_part(located: Located, part: Part) -> None:
     """
     name = part.need.part
     recipe = located.recipe
+    if recipe.generator == "pix2pix":
+        _check_pix2pix(recipe, part)
+        return
+    if recipe.guided:
+        _check_first_frame(recipe, part)
+        return
     if recipe.form == "":
         _check_nano(recipe, part)
         return
@@ -284,6 +290,35 @@ def _check_nano(recipe: Recipe, part: Part) -> None:
                 "needs; train it with `wristaugment train reconstruction`"
             )
         _compare(recipe, part.path, shapes_of(meta(lambda: build(config))), file.shapes, header)
+
+
+def _check_pix2pix(recipe: Recipe, part: Part) -> None:
+    """Pix2Pix's generator, its sizes in the header."""
+    from ..models.pix2pix import Pix2PixGenerator
+    from .direct import pix2pix_config
+
+    config = pix2pix_config(part.path)
+    with open_state(part.path) as file:
+        wanted = shapes_of(meta(lambda: Pix2PixGenerator(config)))
+        _compare(recipe, part.path, wanted, file.shapes, read_config(part.path))
+
+
+def _check_first_frame(recipe: Recipe, part: Part) -> None:
+    """A part of a diffusers pipeline; transformers' networks are compared when they are opened."""
+    from ..models import libraries  # noqa: F401  (the door; see there)
+    from ..models.first_frame import KINDS
+
+    import diffusers  # isort: skip
+
+    library, name = KINDS[recipe.generator].parts[part.need.part]
+    if not part.weights():
+        read_json(part.path)
+        return
+    config = part.folder / "config.json"
+    values, found = read_json(config), _state(part)
+    if library == "diffusers":
+        network = _built(config, lambda: getattr(diffusers, name).from_config(values))
+        _compare(recipe, part.path, shapes_of(network), found)
 
 
 def _own(recipe: Recipe, part: Part, form: str | None) -> None:

@@ -15,8 +15,18 @@ _EPILOG = """\
 a way is a recipe (nano, ...) or a baseline: projection (the condition map, holes filled with the
 nearest pixel), projection-holes (holes black), mean (the mean wrist picture of the training set),
 anchor (the first anchor view, resized), nearest (the wrist picture of the training frame whose
-anchor views look most alike). name:pose runs it with that wrist pose, as in nano:head;
-nano+perframe makes every frame as a clip of its own.
+anchor views look most alike), pix2pix (Isola et al. 2017, from the anchor views alone, frame by
+frame, with no geometry). name:pose runs it with that wrist pose, as in nano:head; nano+perframe makes
+every frame as a clip of its own.
+
+pix2pix learns: where --weights has no pix2pix.safetensors, it is trained first, on the episodes
+that `nearest` looks in and never on one that is scored. Stopped, the same command goes on; trained,
+the next evaluation on the same data finds it.
+
+svd, wan-i2v and cosmos-predict2 are public video models that continue the first recorded wrist
+frame (and are told the episode's language), clip after clip; `wristaugment weights NAME` says which
+files they want below --weights. They are given more than any other way: that frame of theirs is
+left out of their scores.
 
 examples:
   nano against the plain ways, with a page to look at:
@@ -27,6 +37,10 @@ examples:
         --recipes nano projection --pose measured head
   an augmented copy that `wristaugment run` has made:
     wristaugment evaluate --dataset droid --data-dir /data --against wrist_image_left --copy OUT
+
+  against the paper's Pix2Pix, which is trained by this command (ten minutes on two cores):
+    wristaugment evaluate --dataset droid --data-dir /data --split test \\
+        --against wrist_image_left --recipes nano,pix2pix --json figures.json
 
 LPIPS and FVD with weights of your own; without them both read "no weights":
     wristaugment evaluate --dataset droid --data-dir /data --against wrist_image_left \\
@@ -104,15 +118,27 @@ def add_parser(subparsers) -> None:
         "--train-split",
         nargs="+",
         metavar="S",
-        help="where `nearest` looks (default: train; without one, the splits that are not scored, "
-        "or else the other episodes)",
+        help="where `nearest` looks and pix2pix learns (default: train; without one, the splits "
+        "that are not scored, or else the other episodes)",
     )
     what.add_argument(
         "--train-episodes",
         type=int,
         default=_TRAIN_EPISODES,
         metavar="N",
-        help="it looks in the first N of them (default: %(default)s)",
+        help="in the first N of them (default: %(default)s)",
+    )
+    what.add_argument(
+        "--baselines",
+        metavar="DIR",
+        help="where what learns is trained (default: below ~/.cache/wristaugment/baselines, a "
+        "folder for each corpus, size and schedule)",
+    )
+    what.add_argument(
+        "--baseline-steps",
+        type=int,
+        metavar="N",
+        help="steps that it is trained for (default: as `wristaugment train --help` lists)",
     )
     what.add_argument("--weights", metavar="DIR", help="weights of your own for the recipes")
     what.add_argument(
@@ -155,6 +181,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SourceError: refused, or not one episode could be scored.
     """
+    from ..augment.evaluate import given_frames
     from ..augment.pairs import open_pairs
     from ..augment.picture import sheet_row, write_sheet
     from ..augment.scores import GENERAL, METRICS, format_table, unknown
@@ -175,16 +202,18 @@ def run(args: argparse.Namespace) -> int:
         depth=True,
     )
     say = speaker(args.json)
-    scorer, missing, fingerprints, looked_in = _scorer(args, pairs)
+    scorer, missing, fingerprints, looked_in, trained = _scorer(args, pairs, say)
     for why in missing.items():
         say("{}: {}".format(*why))
     fingerprints |= scorer.load()
     for line in looked_in:
         say(f"nearest: {line}")
+    for line in _told(trained, scorer):
+        say(line)
     rows, sheet = [], []
     progress = Progress(pairs.total, 0)
     try:
-        for done, (episode, copied) in enumerate(_released(pairs)):
+        for done, (episode, copied) in enumerate(released(pairs)):
             if episode is not None:
                 with pairs.leaving_out(episode.record):
                     result = scorer(episode, copied)
@@ -208,6 +237,8 @@ def run(args: argparse.Namespace) -> int:
         "metrics": {**{key: metric.what for key, metric in METRICS.items()}, **GENERAL},
         "no_weights": missing,
         "nearest": looked_in,
+        "given_frames": {way.name: given for way in scorer.ways if (given := given_frames(way))},
+        "trained": {name: found.training for name, found in trained.items()},
         "weights": fingerprints,
         "ways": {way.name: {"recipe": way.recipe, "pose": way.pose} for way in scorer.ways},
         "frames": sum(len(scores[scorer.names[0]].psnr) for _, scores in scorer.scored),
@@ -228,7 +259,9 @@ def run(args: argparse.Namespace) -> int:
     if lacking := unknown(summary):
         say(f"not known here: {', '.join(lacking)}")
     if args.page:
-        size = _write_page(Path(args.page), rows, report, scorer, args.copy, pairs.wrist_key)
+        size = _write_page(
+            Path(args.page), rows, report, scorer, args.copy, pairs.wrist_key, trained
+        )
         say(f"page: {args.page} ({size / 1e6:.1f} MB)")
     if args.picture:
         size = write_sheet(Path(args.picture), sheet)
@@ -237,7 +270,7 @@ def run(args: argparse.Namespace) -> int:
     return QUARANTINED if pairs.left_out else COMPLETE
 
 
-def _released(pairs):
+def released(pairs):
     """The pairs; of files that lie elsewhere only those of the shard that is read are kept."""
     from .mirror import release_all
 
@@ -259,8 +292,22 @@ def _shard_files(pairs, record) -> list[Path]:
     return files
 
 
-def _scorer(args: argparse.Namespace, pairs):
-    """(scorer, metric -> why it has no weights, fingerprints of those it has, what nearest saw)."""
+def _told(trained, scorer) -> list[str]:
+    """How every recipe that learns was trained, and what others were given."""
+    from ..augment.direct import in_words
+    from ..augment.evaluate import given_frames
+
+    lines = [f"{name}: {in_words(found.training)}" for name, found in trained.items()]
+    return lines + [
+        f"{way.name}: is given the first recorded wrist frame, which is left out of its scores"
+        for way in scorer.ways
+        if given_frames(way)
+    ]
+
+
+def _scorer(args: argparse.Namespace, pairs, say):
+    """(scorer, metric -> why it has no weights, fingerprints of those it has, what nearest saw,
+    what was trained)."""
     from ..augment.baselines import parse_ways, run_recipe
     from ..augment.evaluate import Scorer
     from ..augment.mounts import read_mount
@@ -268,6 +315,7 @@ def _scorer(args: argparse.Namespace, pairs):
     from ..augment.recipe import get_recipe, weights_folder
     from .cluster import device_here
     from .plan import split_values
+    from .trained import compared_size, train_missing
 
     names = split_values(args.recipes) or ([] if args.copy else split_values([_RECIPES]))
     ways = parse_ways(names, poses=args.pose) if names else []
@@ -278,11 +326,22 @@ def _scorer(args: argparse.Namespace, pairs):
     lpips, fvd = (path and Path(path) for path in (args.lpips_weights, args.fvd_weights))
     perceptual = open_perceptual(lpips or None, fvd or None, device)
     looked_in: list[str] = []
+    trained = train_missing(args, pairs, ways, device, say)
+    shared = compared_size(ways)
+
+    def size_of(recipe: str) -> tuple[int, int]:
+        own = get_recipe(recipe)
+        return own.wrist_size if own.reconstructs or shared is None else shared
 
     def augmenter(runs: str):
+        from ..augment.direct import DirectAugmenter
         from ..augment.pipeline import Augmenter, make_augmenter
 
-        made = make_augmenter(run_recipe(runs), device=device, weights=weights, mount=mount)
+        recipe = run_recipe(runs)
+        found = trained[recipe.name].weights if recipe.name in trained else weights
+        made = make_augmenter(recipe, device=device, weights=found, mount=mount)
+        if isinstance(made, DirectAugmenter):
+            made.size = size_of(recipe.name)
         if isinstance(made, Augmenter):
             made.keep_depth = True
         return made
@@ -290,7 +349,7 @@ def _scorer(args: argparse.Namespace, pairs):
     scorer = Scorer(
         ways,
         augmenter,
-        wrist_size=lambda recipe: get_recipe(recipe).wrist_size,
+        wrist_size=size_of,
         weights=lambda recipe: weights_folder(get_recipe(recipe), weights),
         seed=args.seed,
         with_copy=args.copy is not None,
@@ -299,7 +358,7 @@ def _scorer(args: argparse.Namespace, pairs):
         lpips=perceptual.lpips,
         features=perceptual.features,
     )
-    return scorer, perceptual.missing, dict(perceptual.fingerprint), looked_in
+    return scorer, perceptual.missing, dict(perceptual.fingerprint), looked_in, trained
 
 
 def _neighbours(args: argparse.Namespace, pairs, size: tuple[int, int], said: list[str]):
@@ -315,7 +374,7 @@ def _neighbours(args: argparse.Namespace, pairs, size: tuple[int, int], said: li
     found = Neighbours(size)
     progress = Progress(training.total, 0)
     try:
-        for done, (episode, _) in enumerate(_released(training)):
+        for done, (episode, _) in enumerate(released(training)):
             if episode is not None and episode.anchors:
                 found.add(episode)
             progress.update(done + 1)
@@ -335,7 +394,9 @@ def _page_row(result, ways):
     return thin(evaluation_row(result, ways))
 
 
-def _write_page(path: Path, rows, report: dict, scorer, copy: str | None, wrist_key: str) -> int:
+def _write_page(
+    path: Path, rows, report: dict, scorer, copy: str | None, wrist_key: str, trained
+) -> int:
     from .. import __version__
     from ..augment.pages import READING, evaluation_tables
     from ..augment.report import write_page
@@ -365,6 +426,7 @@ def _write_page(path: Path, rows, report: dict, scorer, copy: str | None, wrist_
     if len(rows) < episodes:
         lead.append(f"Figures are over {episodes} episodes; the first {len(rows)} are shown.")
     lead += [f"nearest: {words}." for words in report["nearest"]]
+    lead += [f"{words}." for words in _told(trained, scorer)]
     lead += [f"{metric.upper()}: {why}." for metric, why in report["no_weights"].items()]
     if report["left_out"]:
         lead.append(f"{len(report['left_out'])} episodes had to be left out.")

@@ -25,7 +25,7 @@ from .mirror import pinned, release_all
 from .plan import make_plan, parse_size, source_fingerprint, split_values
 from .pool import Task
 from .remote import is_url
-from .work import Work
+from .work import Work, recorded_wrist
 
 
 @dataclass
@@ -126,6 +126,8 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
     )
     work = replace(work, data_key=pinned(args.data_dir)[1])
     dataset = work.open_source()
+    if recipe.guided:
+        recorded_wrist(dataset, recipe)
     size, made = _sizes(args, recipe, dataset)
     work = replace(work, size=size, made=made)
     _apart(dataset.folder, work)
@@ -188,7 +190,7 @@ def _sizes(args, recipe: Recipe, dataset: Dataset) -> tuple[tuple[int, int], tup
     """
     own = recipe.wrist_size
     size = parse_size(args.wrist_size) if args.wrist_size else usual_size(dataset) or own
-    if recipe.generator == "video-dit":
+    if recipe.generator == "video-dit" or recipe.guided:
         return size, size if args.wrist_size else own
     if recipe.generator == "constant":
         return size, size

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if args.episodes < 1:
         raise SourceError(f"{args.episodes} episodes", key="--episodes", todo="give 1 or more")
     recipe = get_recipe(args.recipe)
-    if recipe.generator == "constant":
+    if not recipe.reconstructs:
         raise SourceError(
             f"recipe {recipe.name} has no wrist head", key="--recipe", todo="nano has"
         )

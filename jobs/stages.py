@@ -27,12 +27,14 @@ class TrainJob:
             `mirror.localise`; dataset: as in `open_dataset`.
         splits: to train on; episodes: only the first so many of them.
         validation: split to measure on, or None.
-        out: receives the weights file of the stage. folder: `out`/`stage`, for `train`.
+        out: receives the weights file of the stage. folder: below it, for `train`.
         initial: weights file of the stage to start from, as --init. weights: root of the public
             weights, as --weights. cache: store of pre-computed features, as --cache.
         tuning: "lora", "full", or "" where the stage has no choice. losses: settings of the
             stage's losses, as --loss.
         device: "cpu", "cuda", or "cuda:1" for a rank that has the second GPU.
+        anchor_keys, wrist: cameras in place of the profile's. skip: (split, how many of its first
+            records are not to be learnt from, since they will be scored).
     """
 
     stage: str
@@ -52,6 +54,9 @@ class TrainJob:
     device: str = "cpu"
     threads: int | None = None
     data_key: str | None = None
+    anchor_keys: tuple[str, ...] | None = None
+    wrist: str | None = None
+    skip: tuple[tuple[str, int], ...] = ()
 
     @property
     def parts(self) -> list[tuple[str, ...]]:
@@ -60,8 +65,8 @@ class TrainJob:
 
     @property
     def folder(self) -> Path:
-        """Where checkpoints and logs go."""
-        return self.out / Path(self.file).stem
+        """Where checkpoints and logs go; a recipe to compare with may share `out` with others."""
+        return self.out / (Path(self.file).stem if self.recipe.reconstructs else self.recipe.name)
 
     @property
     def file(self) -> str:
@@ -70,6 +75,8 @@ class TrainJob:
 
     def wrist_key(self, dataset) -> str:
         """The recorded wrist view of the corpus; SourceError where it has none."""
+        if self.wrist is not None:
+            return self.wrist
         if dataset.profile.wrist is None:
             raise SourceError(
                 "has no recorded wrist view to learn from",
@@ -82,7 +89,8 @@ class TrainJob:
         """The dataset, opened by path."""
         from ..readers import open_dataset
 
-        return open_dataset(localise(self.data_dir, key=self.data_key), self.dataset)
+        path = localise(self.data_dir, key=self.data_key)
+        return open_dataset(path, self.dataset, anchor_keys=self.anchor_keys)
 
 
 @dataclass(frozen=True)
@@ -110,9 +118,10 @@ class Stage:
 
 def get_stage(recipe: Recipe, stage: str) -> Stage:
     """The stage of a recipe; SourceError where it is not trained."""
+    from .baseline_stages import BASELINE_STAGES
     from .video_stages import VIDEO_STAGES
 
-    every = STAGES | VIDEO_STAGES
+    every = STAGES | VIDEO_STAGES | BASELINE_STAGES
     found = every.get((recipe.generator, stage))
     if found is None:
         known = sorted({kind for kind, name in every if name == stage})

@@ -32,7 +32,7 @@ folder with checkpoint.pt, log.jsonl and tensorboard/.
 
 A step sees workers x accumulate x batch samples. Defaults:
 """
-_PLAN = "plan.json"
+PLAN = "plan.json"
 
 
 def _defaults() -> str:
@@ -138,12 +138,12 @@ def run(args: argparse.Namespace) -> int:
     job, workers = plan_job(args)
     stage = get_stage(job.recipe, job.stage)
     stage.check(job)
-    plan = _same_job(job, workers)
-    with interrupt.armed(), _alone(job.folder):
-        write_atomic(job.folder / _PLAN, plan)
+    plan = same_job(job, training_plan(job, workers))
+    with interrupt.armed(), alone(job.folder):
+        write_atomic(job.folder / PLAN, plan)
         stage.prepare(job, interrupt.check)
         interrupt.check()
-        outcome = _ray(args, job, workers, say) if workers else _here(stage, job)
+        outcome = _ray(args, job, workers, say) if workers else train_here(stage, job)
     if "stopped" in outcome:
         done, steps = outcome["stopped"]
         say(f"interrupted at step {done} of {steps}; run the same command to go on")
@@ -276,7 +276,7 @@ def _validation(args: argparse.Namespace, job) -> str | None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Hold the stage's folder; SourceError where another training does."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -291,13 +291,12 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _same_job(job, workers: int) -> bytes:
-    """What the training is of, as JSON; SourceError where the checkpoint there is of another.
+def training_plan(job, workers: int) -> dict:
+    """What the training is of, in plain values.
 
     What changes no number (who accumulates, how often to save) is left out.
     """
-    from ..augment.training import CHECKPOINT
-    from .plan import differences, source_fingerprint
+    from .plan import source_fingerprint
 
     dataset = job.open_source()
     shards = [s for split in dataset.splits if split.name in job.splits for s in split.shards]
@@ -313,20 +312,31 @@ def _same_job(job, workers: int) -> bytes:
                      if k in job.schedule.binding()},
         "workers x accumulate": max(1, workers) * job.schedule.accumulate,
     }  # fmt: skip
-    plan = json.loads(json.dumps(plan))
-    path = job.folder / _PLAN
+    # Only where they are given, so that trainings from before they could be go on.
+    for name in ("anchor_keys", "wrist", "skip"):
+        if getattr(job, name):
+            plan[name] = getattr(job, name)
+    return json.loads(json.dumps(plan))
+
+
+def same_job(job, plan: dict) -> bytes:
+    """The plan as JSON; SourceError where the checkpoint there is of another training."""
+    from ..augment.training import CHECKPOINT
+    from .plan import differences
+
+    path = job.folder / PLAN
     if (job.folder / CHECKPOINT).exists() and path.exists():
         different = differences(json.loads(path.read_text()), plan)
         if different:
             raise SourceError(
                 f"holds another training: {'; '.join(different[:3])}",
                 file=job.folder,
-                todo="give the same options to go on, or another --out",
+                todo="give the same options to go on, or another folder",
             )
     return (json.dumps(plan, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _here(stage, job) -> dict:
+def train_here(stage, job) -> dict:
     """Train in this process."""
     import torch
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..readers.episode import Episode, WristStream
+from ..readers.episode import Episode, WristStream, begun
 from ..readers.errors import SourceError
 from ..readers.frames import Frames
 from .failures import is_disk, is_out_of_memory
@@ -125,8 +125,13 @@ class Work:
             SourceError: the record cannot be read.
         """
         from ..augment.choices import split_geometry
+        from ..augment.recipe import get_recipe
 
-        return dataset.episode(raw, depth=split_geometry(self.geometry)[0] != "predicted")
+        depth = split_geometry(self.geometry)[0] != "predicted"
+        recipe = get_recipe(self.recipe)
+        if not recipe.guided:
+            return dataset.episode(raw, depth=depth)
+        return begun(dataset.episode(raw, wrist=recorded_wrist(dataset, recipe), depth=depth))
 
     def make_stream(self, dataset, augmenter, raw, episode: Episode | None = None) -> WristStream:
         """The wrist stream of one record, at the size that is written.
@@ -147,6 +152,20 @@ class Work:
 
             stream.frames = resize_frames(stream.frames, self.size)
         return stream
+
+
+def recorded_wrist(dataset, recipe) -> str:
+    """The key of the recorded wrist view that a recipe continues; SourceError for none."""
+    wrist = dataset.profile.wrist
+    if wrist is None or wrist.key not in [stream.key for stream in dataset.streams()]:
+        raise SourceError(
+            f"recipe {recipe.name!r} continues the first recorded wrist frame, and this dataset "
+            "has no recorded wrist view",
+            file=dataset.folder,
+            key="--recipe",
+            todo="use nano, paper or official; to compare, `wristaugment evaluate` takes it",
+        )
+    return wrist.key
 
 
 @contextlib.contextmanager

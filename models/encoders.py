@@ -78,7 +78,7 @@ class VideoAutoencoder:
         """
         from .libraries import AutoencoderKLWan
 
-        network = _open_pretrained(AutoencoderKLWan, Path(folder), torch_dtype=dtype)
+        network = open_pretrained(AutoencoderKLWan, Path(folder), torch_dtype=dtype)
         if tiled:
             network.enable_tiling()
             network.enable_slicing()
@@ -196,13 +196,13 @@ class PromptEncoder:
 
             from transformers import AutoTokenizer, UMT5EncoderModel  # isort: skip
 
-            network = _open_pretrained(UMT5EncoderModel, encoder, dtype=dtype)
+            network = open_pretrained(UMT5EncoderModel, encoder, dtype=dtype)
             try:
                 tokens = AutoTokenizer.from_pretrained(
                     tokenizer, local_files_only=True, trust_remote_code=False
                 )
             except _REFUSALS as error:
-                raise _unreadable(tokenizer, error) from None
+                raise unreadable(tokenizer, error) from None
             return tokens, network.to(device).eval().requires_grad_(False)
 
         identity: list[str] = []
@@ -365,7 +365,7 @@ def _open_open_clip(folder: Path, dtype: torch.dtype):
         if not wrong:
             model.load_state_dict(load_file(weights))
     except _REFUSALS as error:
-        raise _unreadable(folder, error) from None
+        raise unreadable(folder, error) from None
     if wrong:
         raise _unfit(weights, wrong)
     tower: Any = model.visual
@@ -385,7 +385,7 @@ def _open_clip_vision(folder: Path, dtype: torch.dtype):
     from transformers import CLIPVisionModel  # isort: skip
     from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD  # isort: skip
 
-    network = _open_pretrained(CLIPVisionModel, folder, dtype=dtype)
+    network = open_pretrained(CLIPVisionModel, folder, dtype=dtype)
     side = network.config.image_size
     mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
 
@@ -401,7 +401,7 @@ def _open_clip_vision(folder: Path, dtype: torch.dtype):
     return network, prepare, read, int(network.config.hidden_size)
 
 
-def _open_pretrained(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:
+def open_pretrained(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:
     """A diffusers or transformers network of a folder, strictly, from safetensors alone."""
     _require(folder)
     # transformers lists what has another shape when it may go on without it; diffusers says it.
@@ -417,7 +417,7 @@ def _open_pretrained(kind: Any, folder: Path, **dtype: torch.dtype) -> Any:
                 **lenient,
             )
     except _REFUSALS as error:
-        raise _unreadable(folder, error) from None
+        raise unreadable(folder, error) from None
     wrong = "; ".join(
         f"{len(info[key])} {what}: {', '.join(sorted(map(str, info[key]))[:5])}"
         for key, what in _MISFITS.items()
@@ -453,7 +453,7 @@ def _require(folder: Path) -> None:
         try:
             named = set(json.loads(indices[0].read_text())["weight_map"].values())
         except (ValueError, KeyError, AttributeError) as error:
-            raise _unreadable(indices[0], error) from None
+            raise unreadable(indices[0], error) from None
         for name in sorted(named):
             if not (folder / name).is_file():
                 raise _missing(folder / name)
@@ -488,6 +488,6 @@ def _unfit(path: Path, wrong: str) -> WeightsError:
     )
 
 
-def _unreadable(path: Path, error: Exception) -> WeightsError:
+def unreadable(path: Path, error: Exception) -> WeightsError:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return WeightsError(f"{path}: cannot be read ({reason}); fetch the folder again")

@@ -6,7 +6,7 @@ world is the robot base wherever a pose was measured.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class Episode:
         wrist_K: [3, 3] intrinsics of the hand camera in pixels at `wrist_size`, or None.
         wrist_size: (height, width) that `wrist_K` belongs to, or None.
         wrist: the recorded wrist view, where there is one and it was asked for.
+        first_wrist: [H, W, 3] uint8, its first frame alone, for what continues it and sees no more.
         dropped: anchor keys that carry no picture, with the reason.
     """
 
@@ -76,6 +77,7 @@ class Episode:
     wrist_K: np.ndarray | None = None
     wrist_size: tuple[int, int] | None = None
     wrist: View | None = None
+    first_wrist: np.ndarray | None = None
     dropped: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -91,6 +93,12 @@ class Episode:
         if self.eef_pose is None or self.wrist_mount is None:
             return None
         return np.linalg.inv(self.eef_pose @ self.wrist_mount)
+
+
+def begun(episode: Episode) -> Episode:
+    """The episode with the first frame of its recorded wrist view in place of the view."""
+    first = None if episode.wrist is None else np.asarray(episode.wrist.frames[0])
+    return replace(episode, wrist=None, first_wrist=first)
 
 
 @dataclass

@@ -32,6 +32,8 @@ class Reconstruction:
         calibrated: whether cameras came with the data (lengths are then in metres).
         points: [T, S, h, w, 3] in the world, where the recipe takes them from the point head (the
             confidence is then theirs); None where they follow from the depth.
+        head_pose: [T, 4, 4] as `wrist_pose`, what the wrist head predicted, used or not.
+        pose_source: what `wrist_pose` is from: "head", "measured" or "rigid".
     """
 
     depth: Tensor
@@ -43,6 +45,8 @@ class Reconstruction:
     notes: dict[str, str] = field(default_factory=dict)
     calibrated: bool = True
     points: Tensor | None = None
+    head_pose: Tensor | None = None
+    pose_source: str = "head"
 
 
 def network_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
@@ -135,7 +139,7 @@ def reconstruct(
         elif geometry == "recorded":
             lacks = "depth of every anchor" if known is not None else "calibrated anchors"
             raise ValueError(f"the data have no {lacks}; use --geometry predicted")
-    found.wrist_pose = found.wrist_pose @ found.pose[..., 0, :, :]
+    found.wrist_pose = found.head_pose = found.wrist_pose @ found.pose[..., 0, :, :]
     measured = episode.measured_wrist_pose() if found.calibrated else None
     if pose == "measured" and measured is None:
         if not found.calibrated:
@@ -147,6 +151,7 @@ def reconstruct(
         )
     if pose in ("auto", "measured") and measured is not None:
         found.wrist_pose = torch.as_tensor(measured).float()
+        found.pose_source = "measured"
         found.notes["pose"] = "measured: end-effector poses and the camera's mount on the hand"
     else:
         why = "asked for" if pose == "head" else "the data have no calibrated hand camera"
@@ -155,7 +160,7 @@ def reconstruct(
             rigid, why = rigid_wrist_pose(episode, predicted, mount, found.calibrated)
             if rigid is not None:
                 found.wrist_pose = torch.as_tensor(rigid).float()
-                found.notes["pose"] = why
+                found.notes["pose"], found.pose_source = why, "rigid"
                 return found
         found.notes["pose"] = f"head: the wrist head's prediction ({why})"
     return found

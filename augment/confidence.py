@@ -4,7 +4,7 @@ A ridge regression on `frame_features`, fitted by `wristaugment train confidence
 known, and kept as confidence.json beside the weights it was fitted for. It holds for pictures like
 those it saw: the further an episode's anchor pictures are from them (Mahalanobis 1936), the less it
 is believed, down to `Confidence.floor`, which is what a frame reaches against a picture of another
-episode. An episode's confidence is the mean of its frames'.
+episode. An episode's confidence is the mean of its frames'. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,13 +19,37 @@ import numpy as np
 
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
-from .frame_features import FEATURES, FLAGS, PICTURE
 
 FILE = "confidence.json"
 CLIP = 3.0  # standard deviations that a feature can be away from its mean and count for more
 RIDGE = 24.0  # rows that a weight of nothing counts as
-SHRINK = 0.05  # of the covariance of picture statistics, towards none
-SURE = 99.0  # percentile of held-out frames' distances up to which a picture is one of the kind
+SHRINK = 0.1  # of the covariance of picture statistics, towards none
+SURE = 90.0  # percentile of held-out episodes' distances up to which one is surely of the kind
+# What `frame_features` tells of a frame, and of pictures.
+FEATURES = {
+    "coverage": "share of the frame that the condition map covers",
+    "both": "share of the frame that two anchors see",
+    "depth_confidence": "mean log confidence of the depth of the points that are seen",
+    "depth_apart": "share of what two anchors see where their depths differ by a tenth",
+    "colour_apart": "log(1 + mean difference in grey levels) of what two anchors see",
+    "reprojection": "contrast and structure term of SSIM of frame and covered condition map",
+    "map_apart": "log(1 + mean difference in grey levels) of the smoothed frame and condition map",
+    "flat_frame": "mean of C2 / (C2 + variance) over SSIM's windows of the frame: 1 is flat",
+    "flat_map": "the same of the filled condition map",
+    "near": "share of the frame that is nearer than 15 cm",
+    "unexplained": "log of how much frame less map changes to the next frames, over the map's own",
+    "head_turn": "log(1 + degrees) between the pose that was used and the wrist head's",
+    "head_rough": "second differences of the wrist head's path over its steps, and 1 cm",
+    "from_head": "1 where the pose rests on the wrist head's prediction",
+    "uncalibrated": "1 where the cameras are not the dataset's",
+}
+FLAGS = ("from_head", "uncalibrated")
+PICTURE = (
+    *("grey mean", "grey spread", "red-green mean", "red-green spread"),
+    *("blue-yellow mean", "blue-yellow spread", "saturation"),
+    *("edges x1", "edges y1", "edges x2", "edges y2", "edges x4", "edges y4"),
+    *("flatness", "dark", "bright", "top less rest"),
+)
 PLAIN = tuple(name for name in FEATURES if name not in FLAGS)
 _FORMAT = 1
 
@@ -184,6 +208,17 @@ def apply_threshold(stream: WristStream, least: float | None) -> None:
         stream.valid = np.asarray(stream.valid, bool) & ~(stream.confidence < np.float32(least))
 
 
+def best_half(confidence: np.ndarray, psnr: np.ndarray) -> float:
+    """dB by which the mean PSNR of the more confident half of frames [N] is above that of all.
+
+    Of equal confidences the earlier come first; NaN with fewer than two frames.
+    """
+    if len(psnr) < 2:
+        return float("nan")
+    order = np.argsort(-np.asarray(confidence, np.float64), kind="stable")
+    return float(np.mean(psnr[order[: len(order) // 2]]) - np.mean(psnr))
+
+
 def standard(values: np.ndarray, mean: float, spread: float) -> np.ndarray:
     """Standard deviations from the mean, at most `CLIP` of them; 0 for what cannot be told."""
     z = np.clip((np.asarray(values, np.float64) - mean) / max(spread, 1e-6), -CLIP, CLIP)
@@ -228,11 +263,11 @@ def fit_regression(
     )
 
 
-def fit_domain(episodes: list[np.ndarray], folds: int = 5) -> Domain:
+def fit_domain(episodes: list[np.ndarray], folds: int = 10) -> Domain:
     """The domain of episodes' picture statistics, each [T, S, D].
 
-    `edge` is the 99th percentile of the distances of episodes that were left out (every fifth in
-    turn), and `far` lies as far behind it as it lies behind their median.
+    `edge` is the 90th percentile of the mean distances of episodes that were left out (every tenth
+    in turn); `far` lies behind it by half of what it lies behind their median.
     """
     folds = min(folds, len(episodes))
     held = []
@@ -240,11 +275,11 @@ def fit_domain(episodes: list[np.ndarray], folds: int = 5) -> Domain:
         others = [e for i, e in enumerate(episodes) if i % folds != fold]
         if others:
             part = _moments(others)
-            held += [part.distance(e) for e in episodes[fold::folds]]
+            held += [part.distance(e).mean() for e in episodes[fold::folds]]
     found = _moments(episodes)
-    distances = np.concatenate(held or [found.distance(e) for e in episodes])
+    distances = held or [found.distance(e).mean() for e in episodes]
     found.edge = float(np.percentile(distances, SURE))
-    found.far = 2 * found.edge - float(np.median(distances))
+    found.far = found.edge + (found.edge - float(np.median(distances))) / 2
     return found
 
 

@@ -133,6 +133,7 @@ class Scorer:
                 raise ValueError("a copy is to be scored but its stream was not given")
             views[COPY] = copied.frames
             scores[COPY] = self._score(episode, copied.frames, copied, float("nan"), recorded)
+            _expect(scores[COPY], copied, None)
         for way in self.ways:
             stream, chosen = None, (way.recipe, way.pose or "")
             if way.runs_recipe:
@@ -150,6 +151,9 @@ class Scorer:
             if stream is not None and way.kind in BASELINES:
                 seconds -= sum(stream.seconds.get(stage, 0.0) for stage in GENERATION_STAGES)
             scores[way.name] = self._score(episode, views[way.name], stream, seconds, recorded)
+            if stream is not None and way.kind not in BASELINES:  # theirs are other pictures
+                told = getattr(self._running[way.recipe], "confidence", None)
+                _expect(scores[way.name], stream, None if told is None else told.threshold)
         truth = assess.resize_frames(episode.wrist.frames, views[self.names[0]].shape[1:3])
         self.scored.append((episode.record, scores))
         return Result(episode, scores, views, truth, streams)
@@ -220,6 +224,21 @@ class Scorer:
         """By name: means with intervals over all scored episodes, as `summarise` gives them."""
         scored = [scores for _, scores in self.scored]
         return summarise(self.names, scored, seed=self.seed, missing=missing)
+
+
+def _expect(score: Score, stream: WristStream, least: float | None) -> None:
+    """Note what was expected of a way's frames.
+
+    Args:
+        least: the threshold of the weights; None where `stream.valid` is after it already.
+    """
+    confidence = stream.confidence
+    if confidence is None or not np.isfinite(confidence).any():
+        return
+    score.confidence = np.asarray(confidence, np.float64)
+    known = np.isfinite(score.confidence)
+    below = ~np.asarray(stream.valid, bool) if least is None else score.confidence < least
+    score.values["below"] = float((below & known).mean())
 
 
 def stream_pose_error(

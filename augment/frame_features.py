@@ -20,6 +20,7 @@ from ..models.splat import splat
 from ..readers.episode import View
 from ..readers.frames import Frames
 from .assess import LUMA, SSIM_SIGMA, pose_error
+from .confidence import FEATURES
 from .project import Conditions, lift
 from .recipe import Recipe
 from .reconstruct import Reconstruction, resize_frames
@@ -29,30 +30,6 @@ BATCH = 8  # timesteps projected at a time
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # of SSIM (Wang et al. 2004)
 NEAR = 0.15  # metres; what is nearer fills the view and is known worst
 APART = 0.1  # relative difference of depth from which two anchors contradict each other
-FEATURES = {
-    "coverage": "share of the frame that the condition map covers",
-    "both": "share of the frame that two anchors see",
-    "depth_confidence": "mean log confidence of the depth of the points that are seen",
-    "depth_apart": "share of what two anchors see where their depths differ by a tenth",
-    "colour_apart": "log(1 + mean difference in grey levels) of what two anchors see",
-    "reprojection": "contrast and structure term of SSIM of frame and covered condition map",
-    "map_apart": "log(1 + mean difference in grey levels) of the smoothed frame and condition map",
-    "flat_frame": "mean of C2 / (C2 + variance) over SSIM's windows of the frame: 1 is flat",
-    "flat_map": "the same of the filled condition map",
-    "near": "share of the frame that is nearer than 15 cm",
-    "unexplained": "log of how much frame less map changes to the next frames, over the map's own",
-    "head_turn": "log(1 + degrees) between the pose that was used and the wrist head's",
-    "head_rough": "second differences of the wrist head's path over its steps, and 1 cm",
-    "from_head": "1 where the pose rests on the wrist head's prediction",
-    "uncalibrated": "1 where the cameras are not the dataset's",
-}
-FLAGS = ("from_head", "uncalibrated")
-PICTURE = (
-    *("grey mean", "grey spread", "red-green mean", "red-green spread"),
-    *("blue-yellow mean", "blue-yellow spread", "saturation"),
-    *("edges x1", "edges y1", "edges x2", "edges y2", "edges x4", "edges y4"),
-    *("flatness", "dark", "bright", "top less rest"),
-)
 
 
 def looking_size(height: int, width: int) -> tuple[int, int]:
@@ -69,7 +46,7 @@ def frame_features(
     K: np.ndarray,
     recipe: Recipe,
 ) -> dict[str, np.ndarray]:
-    """`FEATURES` -> [T] float64 of an episode; NaN where one cannot be told (one anchor, one step).
+    """`confidence.FEATURES` -> [T] float64; NaN where one cannot be told (one anchor, one step).
 
     Args:
         anchors: the views that were projected. maps: what they were projected to.
@@ -112,7 +89,7 @@ def frame_features(
 
 
 def picture_statistics(anchors: Sequence[View]) -> np.ndarray:
-    """[T, S, 17] `PICTURE` of every anchor picture, at `PIXELS` pixels: colour, edges, light.
+    """[T, S, 17] `confidence.PICTURE` of every anchor picture, at `PIXELS` pixels.
 
     They tell pictures of another kind (other scenes, light, lenses, real for rendered ones), not
     what is in them. Grey and colours are in [0, 1]; spreads and edges are logarithms.

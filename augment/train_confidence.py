@@ -18,8 +18,8 @@ from scipy.stats import spearmanr
 from ..readers.episode import Episode
 from ..readers.errors import SourceError
 from . import assess
-from .confidence import Confidence, fit_domain, fit_regression
-from .frame_features import FEATURES, frame_features, picture_statistics
+from .confidence import FEATURES, FILE, Confidence, best_half, fit_domain, fit_regression
+from .frame_features import frame_features, picture_statistics
 from .pipeline import Augmenter
 from .seeds import record_seed
 
@@ -241,21 +241,8 @@ def _held_out(rows: list[list[_Frames]]) -> tuple[dict[str, float], dict[str, di
     return figures, by_case
 
 
-def best_half(confidence: np.ndarray, psnr: np.ndarray) -> float:
-    """dB by which the mean PSNR of the more confident half of frames [N] is above that of all.
-
-    Of equal confidences the earlier come first; NaN with fewer than two frames.
-    """
-    if len(psnr) < 2:
-        return float("nan")
-    order = np.argsort(-np.asarray(confidence, np.float64), kind="stable")
-    return float(np.mean(psnr[order[: len(order) // 2]]) - np.mean(psnr))
-
-
 def save(found: Confidence, folder: Path) -> Path:
     """Write the fit beside the weights; returns its path."""
-    from .confidence import FILE
-
     path = folder / FILE
     found.save(path)
     return path

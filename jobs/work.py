@@ -39,6 +39,7 @@ class Work:
         size: (height, width) of the new stream. made: at which the recipe makes it; frames are
             resized where the two differ.
         mount: rows of the matrix end effector <- camera that --mount names.
+        min_ssim: frames of which less is expected are marked not valid; None marks none.
         settings: of the recipe, as in --set. device: "cpu" or "cuda".
     """
 
@@ -62,6 +63,7 @@ class Work:
     description: str
     data_key: str | None = None
     mount: tuple[tuple[float, ...], ...] | None = None
+    min_ssim: float | None = None
 
     def open_source(self):
         """The dataset, opened by path; one in an object store, through its mirror here."""
@@ -145,6 +147,10 @@ class Work:
             from ..augment.assess import resize_frames
 
             stream.frames = resize_frames(stream.frames, self.size)
+        if self.min_ssim is not None and stream.confidence is not None:
+            from ..augment.confidence import apply_threshold
+
+            apply_threshold(stream, self.min_ssim)
         return stream
 
 

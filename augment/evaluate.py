@@ -137,6 +137,7 @@ class Scorer:
                 raise ValueError("a copy is to be scored but its stream was not given")
             views[COPY] = copied.frames
             scores[COPY] = self._score(episode, copied.frames, copied, float("nan"), recorded)
+            _expect(scores[COPY], copied, None)
         for way in self.ways:
             stream, chosen = None, (way.runs, way.pose or "")
             if way.runs_recipe:
@@ -157,6 +158,9 @@ class Scorer:
             scores[way.name] = self._score(
                 episode, views[way.name], stream, seconds, recorded, given
             )
+            if stream is not None and way.kind not in BASELINES:  # theirs are other pictures
+                told = getattr(self._running[way.runs], "confidence", None)
+                _expect(scores[way.name], stream, None if told is None else told.threshold)
         truth = assess.resize_frames(episode.wrist.frames, views[self.names[0]].shape[1:3])
         self.scored.append((episode.record, scores))
         return Result(episode, scores, views, truth, streams)
@@ -242,6 +246,21 @@ class Scorer:
 def given_frames(way: Way) -> int:
     """How many recorded frames a way is given, the first of the episode; they are not scored."""
     return int(way.kind == "recipe" and way.recipe in RECIPES and RECIPES[way.recipe].guided)
+
+
+def _expect(score: Score, stream: WristStream, least: float | None) -> None:
+    """Note what was expected of a way's frames.
+
+    Args:
+        least: the threshold of the weights; None where `stream.valid` is after it already.
+    """
+    confidence = stream.confidence
+    if confidence is None or not np.isfinite(confidence).any():
+        return
+    score.confidence = np.asarray(confidence, np.float64)
+    known = np.isfinite(score.confidence)
+    below = ~np.asarray(stream.valid, bool) if least is None else score.confidence < least
+    score.values["below"] = float((below & known).mean())
 
 
 def stream_pose_error(

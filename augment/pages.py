@@ -25,6 +25,8 @@ READING = (
     "that very pose was used.",
     "Flicker is the mean squared error of the differences of successive frames; depth error is "
     "relative, of the depth that the anchors were projected with, 0 where recorded depth was used.",
+    "Under a made view stands the SSIM that was expected of the frame shown, told without the "
+    "truth, where the weights tell one; rank is its Spearman correlation with the true SSIM.",
     "A dash stands where the dataset or the way does not have what is to be measured.",
 )
 
@@ -45,11 +47,11 @@ def evaluation_row(result: Result, ways: Sequence[Way]) -> Row:
     for name, frames in result.views.items():
         way = known.get(name)
         kind = "baseline" if way is not None and way.kind in BASELINES else "synthetic"
-        psnr = result.scores[name].psnr
-        if len(psnr) < len(frames):  # its first frame was given, and is not scored
+        score = result.scores[name]
+        if len(score.psnr) < len(frames):  # its first frame was given, and is not scored
             made[kind].append(Player(f"{name} (first frame given)", frames, kind))
             continue
-        made[kind].append(Player(name, frames, kind, psnr=psnr))
+        made[kind].append(Player(name, frames, kind, score.psnr, expected=score.confidence))
     # The truth stands beside what is to be like it.
     truth = Player("true wrist view", result.truth, "recorded")
     players += [*made["synthetic"], truth, *made["baseline"]]
@@ -72,7 +74,7 @@ def run_row(episode: Episode, stream: WristStream, recipe: str) -> Row:
     players = _anchors(episode)
     if stream.condition is not None:
         players.append(_condition(stream))
-    players.append(Player(recipe, stream.frames, "synthetic"))
+    players.append(Player(recipe, stream.frames, "synthetic", expected=_expected(stream)))
     details = [_details(stream, recipe)]
     return Row(str(episode.record), players, episode.language, details=details)
 
@@ -142,12 +144,27 @@ def _condition(stream: WristStream, of: str = "") -> Player:
     return Player(f"condition map ({of})" if of else "condition map", stream.condition, "geometry")
 
 
+def _expected(stream: WristStream) -> np.ndarray | None:
+    """[T] the expected SSIM, or None where it is known of no frame."""
+    confidence = stream.confidence
+    if confidence is None or not np.isfinite(confidence).any():
+        return None
+    return np.asarray(confidence, np.float64)
+
+
 def _details(stream: WristStream, name: str) -> str:
     """What was chosen for this stream, in words."""
     said = [f"{key}: {text}" for key, text in stream.notes.items()]
     if stream.condition is not None:
         said.append(f"the condition map covers {100 * float(np.mean(stream.coverage)):.0f}%")
-    bad = int((~np.asarray(stream.valid, bool)).sum())
+    valid, confidence = np.asarray(stream.valid, bool), _expected(stream)
+    if confidence is not None:
+        mean, low, high = (f(confidence) for f in (np.nanmean, np.nanmin, np.nanmax))
+        said.append(f"expected SSIM {mean:.2f} on average, {low:.2f} to {high:.2f}")
+        below = int((~valid & np.isfinite(confidence)).sum())
+        if below:
+            said.append(f"{below} of {len(valid)} frames are below the quality asked for")
+    bad = int((~valid).sum() if confidence is None else np.isnan(confidence).sum())
     if bad:
-        said.append(f"{bad} of {len(stream.valid)} frames could not be made well")
+        said.append(f"{bad} of {len(valid)} frames could not be made well")
     return f"{name} - " + "; ".join(said)

@@ -14,7 +14,7 @@ from ..readers import open_dataset
 from ..readers.dataset import Dataset, RawRecord, Shard, Split
 from ..readers.episode import Episode, Record, WristStream
 from ..readers.errors import SourceError
-from ..writers.copy import VALID
+from ..writers.copy import CONFIDENCE, VALID
 
 Pair = tuple[Episode | None, WristStream | None]
 
@@ -110,8 +110,12 @@ class Pairs:
         flags = self.copy.flags(twin, VALID)
         steps = other.length
         valid = np.ones(steps, bool) if flags is None else flags.astype(bool)
+        confidence = self.copy.flags(twin, CONFIDENCE)
         return WristStream(
-            np.asarray(other.wrist.frames), valid, np.full(steps, np.nan, np.float32)
+            np.asarray(other.wrist.frames),
+            valid,
+            np.full(steps, np.nan, np.float32),
+            confidence=None if confidence is None else confidence.astype(np.float32),
         )
 
 

@@ -19,12 +19,14 @@ from ..models.vggt import VGGT, VGGTConfig
 from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from .choices import split_geometry
+from .confidence import Confidence, load_confidence
+from .frame_features import frame_features, picture_statistics
 from .fuse import fuse_static
 from .generate import ClipGenerator, clip_joins
 from .project import Cameras, Conditions, condition_maps, confidence_of_surest, scaled_wrist_K
 from .recipe import Recipe, get_recipe
 from .reconstruct import Reconstruction, reconstruct
-from .weights import fingerprint, locate
+from .weights import fingerprint, locate, own_folder
 
 
 def _fitting(kind, path: Path) -> Any:
@@ -103,6 +105,12 @@ class Augmenter:
         parts = None if generator else ("vggt", "reconstruction")
         located = locate(self.recipe, weights, parts=parts)
         self.fingerprint = fingerprint(self.recipe, located=located)
+        self.confidence: Confidence | None = None
+        self.about_confidence = ""
+        if generator:
+            self.confidence, self.about_confidence = load_confidence(
+                own_folder(located, weights), self.recipe.name, self.fingerprint
+            )
         self.generator: Generator | None = None
         self.wrist_fov: torch.Tensor | None = None
         if self.recipe.generator == "video-dit":
@@ -227,6 +235,13 @@ class Augmenter:
         if self.generator is not None:
             joins = clip_joins(len(frames), self.recipe.clip, self.recipe.overlap)
         valid = maps.coverage >= self.recipe.min_coverage
+        notes, confidence = dict(found.notes), None
+        if self.confidence is None:
+            notes["confidence"] = self.about_confidence
+        else:
+            with clock("confidence"):
+                confidence, notes["confidence"] = self._confidence(episode, found, maps, frames, K)
+            confidence[~valid] = np.nan
         frames[~valid] = 0
         return WristStream(
             frames=frames,
@@ -239,9 +254,29 @@ class Augmenter:
             anchor_pose=found.pose[..., 0, :, :].numpy(),
             depth=depth,
             joins=joins,
-            notes=found.notes,
+            notes=notes,
             seconds=seconds,
+            confidence=confidence,
         )
+
+    def _confidence(
+        self,
+        episode: Episode,
+        found: Reconstruction,
+        maps: Conditions,
+        frames: np.ndarray,
+        K: np.ndarray,
+    ) -> tuple[np.ndarray, str]:
+        """([T] float32 expected SSIM, a line about it)."""
+        assert self.confidence is not None
+        features = frame_features(episode.anchors, found, maps, frames, K, self.recipe)
+        expected, trust = self.confidence(features, picture_statistics(episode.anchors))
+        said = f"{self.about_confidence}: {expected.mean(dtype=np.float64):.2f} on average"
+        if (share := float(trust.mean())) < 1:
+            said += (
+                f"; the anchor pictures are unlike those it was fitted on (trusted to {share:.0%})"
+            )
+        return expected, said
 
 
 def make_augmenter(

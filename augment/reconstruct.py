@@ -38,6 +38,8 @@ class Reconstruction:
         points: [T, S, h, w, 3] in the world, where the recipe takes them from the point head (the
             confidence is then theirs); None where they follow from the depth.
         background: what moving things hid from the anchors, where the depth was fused over time.
+        head_pose: [T, 4, 4] as `wrist_pose`, what the wrist head predicted, used or not.
+        pose_source: what `wrist_pose` is from: "head", "measured" or "rigid".
     """
 
     depth: Tensor
@@ -50,6 +52,8 @@ class Reconstruction:
     calibrated: bool = True
     points: Tensor | None = None
     background: Background | None = None
+    head_pose: Tensor | None = None
+    pose_source: str = "head"
 
 
 def network_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
@@ -151,7 +155,7 @@ def reconstruct(
         _take_depth(found, metres, known)
     if geometry == "auto":
         found.notes["geometry"] += f" ({depth.name}: {depth.why})"
-    found.wrist_pose = found.wrist_pose @ found.pose[..., 0, :, :]
+    found.wrist_pose = found.head_pose = found.wrist_pose @ found.pose[..., 0, :, :]
     measured = episode.measured_wrist_pose() if found.calibrated else None
     if pose == "measured" and measured is None:
         if not found.calibrated:
@@ -165,6 +169,7 @@ def reconstruct(
     pose = chosen.name if pose == "auto" else pose
     if pose == "measured" and measured is not None:
         found.wrist_pose = torch.as_tensor(measured).float()
+        found.pose_source = "measured"
         found.notes["pose"] = "measured: end-effector poses and the camera's mount on the hand"
         return found
     why = "asked for" if chosen.name != "head" else chosen.why
@@ -175,7 +180,7 @@ def reconstruct(
         rigid, why = rigid_wrist_pose(episode, predicted, mount, found.calibrated)
         if rigid is not None:
             found.wrist_pose = torch.as_tensor(rigid).float()
-            found.notes["pose"] = why
+            found.notes["pose"], found.pose_source = why, "rigid"
             return found
     found.notes["pose"] = f"head: the wrist head's prediction ({why})"
     return found

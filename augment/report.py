@@ -48,6 +48,7 @@ class Player:
         frames: [T, H, W, 3] uint8 RGB.
         kind: a key of `KINDS`; decides the badge that tells recorded from synthetic pixels.
         psnr: [T] dB against the truth, drawn as a curve, or None.
+        expected: [T] the SSIM that was expected of each frame, shown with it, or None.
         wide: a side view, which may be shrunk to `SIZES`; the hand's views are kept as they are.
     """
 
@@ -56,6 +57,7 @@ class Player:
     kind: str
     psnr: np.ndarray | None = None
     wide: bool = False
+    expected: np.ndarray | None = None
 
 
 @dataclass
@@ -291,9 +293,16 @@ def _figure(
         psnr = f' data-psnr="{values}"'
         swatch = f'<span class="swatch" style="background:{colour}"></span>'
         now = ' <span class="now"></span>'
+    told = ""
+    if player.expected is not None:
+        known = [float(value) for value in np.asarray(player.expected, float)[steps]]
+        values = json.dumps([round(v, 2) if math.isfinite(v) else None for v in known])
+        told = f' data-expected="{values}"'
+        now = ' <span class="now"></span>'
     return (
         f'<figure><canvas role="img" aria-label="{what}" width="{frames.shape[2]}"'
-        f' height="{frames.shape[1]}" data-frames="{len(frames)}" data-columns="{columns}"{psnr}>'
+        f' height="{frames.shape[1]}" data-frames="{len(frames)}" data-columns="{columns}"'
+        f"{psnr}{told}>"
         f'<img alt="{what}, all frames" src="{data}"></canvas>'
         f'<figcaption>{swatch}<span class="name">{html.escape(player.caption)}</span>{now}<br>'
         f'<span class="badge {player.kind}">{KINDS[player.kind]}</span></figcaption></figure>'

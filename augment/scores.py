@@ -1,24 +1,28 @@
 """What is measured of a way: every metric, an episode's score, and the summary over episodes.
 
 An episode gives one number for each metric; the summary is their mean with an interval over
-episodes. FVD alone is a figure of all episodes at once.
+episodes. Those of `POOLED` alone are figures of all episodes at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from . import assess
+from .confidence import best_half
 
 COPY = "copy"  # the name under which an existing augmented copy is scored
 NO_WEIGHTS = "no weights"
 CLIP = 16  # frames of a clip of FVD
 LEAST_CLIP = 10  # an episode of fewer frames than a clip is one as it is, if it has so many
 FVD_DRAWS = 100
+RANK_DRAWS = 200
+POOLED = ("fvd", "confidence_rank", "confidence_best_half")  # of all episodes at once
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,18 @@ METRICS = {
     ),
     "coverage": Metric("coverage", 2, 0, "share of the frame that the condition map saw"),
     "invalid": Metric("not made", 2, -1, "share of frames that are marked as not made well"),
+    "below": Metric(
+        "below", 2, 0, "share of frames whose expected SSIM is below the threshold of the weights"
+    ),
+    "confidence_rank": Metric(
+        "rank", 2, 1, "Spearman correlation of the expected and the true SSIM over all frames"
+    ),
+    "confidence_best_half": Metric(
+        "best half dB",
+        2,
+        1,
+        "mean PSNR of the half of all frames that is expected to be best, less that of all",
+    ),
     "seconds_per_frame": Metric("s/frame", 3, 0, "wall seconds, all stages that the way needs"),
 }
 GENERAL = {
@@ -101,6 +117,7 @@ class Score:
         values: the episode's number of the other metrics by their key; NaN where unknown.
         invalid: frames that are marked as not made well.
         clips: I3D features [N, 400] of the made clips and of the recorded ones, or None.
+        confidence: [T] the SSIM that was expected, NaN where it is not known, or None.
     """
 
     psnr: np.ndarray
@@ -108,18 +125,27 @@ class Score:
     values: dict[str, float] = field(default_factory=dict)
     invalid: int = 0
     clips: tuple[np.ndarray, np.ndarray] | None = None
+    confidence: np.ndarray | None = None
 
     def number(self, metric: str) -> float:
-        """The episode's number; NaN where unknown, and for FVD, of which it has none."""
+        """The episode's number; NaN where unknown, and for `POOLED`, of which it has none."""
         if metric in ("psnr", "ssim"):
             return float(getattr(self, metric).mean())
         return self.values.get(metric, float("nan"))
 
     def as_dict(self) -> dict[str, Any]:
         """Its numbers, for JSON (null where unknown); no seconds, so that runs can be compared."""
-        told = [metric for metric in METRICS if metric not in ("fvd", "seconds_per_frame")]
+        told = [metric for metric in METRICS if metric not in (*POOLED, "seconds_per_frame")]
         numbers = {metric: self.number(metric) for metric in told}
         said: dict[str, Any] = {k: v if np.isfinite(v) else None for k, v in numbers.items()}
+        if self.confidence is not None:
+            known = np.isfinite(self.confidence)
+            mean = float(self.confidence[known].mean()) if known.any() else None
+            frames = [
+                round(float(c), 4) if k else None
+                for c, k in zip(self.confidence, known, strict=True)
+            ]
+            said |= {"confidence": mean, "confidence_by_frame": frames}
         return {**said, "invalid_frames": self.invalid}
 
 
@@ -146,6 +172,10 @@ def summarise(
                 row[metric] = NO_WEIGHTS
             elif metric == "fvd":
                 row[metric] = fvd([scores[name].clips for scores in scored], seed=seed)
+            elif metric == "confidence_rank":
+                row[metric] = over_frames([s[name] for s in scored], _rank, seed=seed)
+            elif metric == "confidence_best_half":
+                row[metric] = over_frames([s[name] for s in scored], _best_half, seed=seed)
             else:
                 row[metric] = _interval([s[name].number(metric) for s in scored], seed)
         if name != names[0]:
@@ -185,6 +215,47 @@ def fvd(
     draws = random.integers(0, len(there), size=(FVD_DRAWS, len(there)))
     half = 1.96 * float(np.std([distance(d) for d in draws])) if len(there) > 1 else 0.0
     return {"mean": mean, "low": max(0.0, mean - half), "high": mean + half}
+
+
+def _rank(expected: np.ndarray, ssim: np.ndarray, psnr: np.ndarray) -> float:
+    if len(expected) < 3 or np.ptp(expected) == 0 or np.ptp(ssim) == 0:
+        return float("nan")
+    return float(spearmanr(expected, ssim).statistic)
+
+
+def _best_half(expected: np.ndarray, ssim: np.ndarray, psnr: np.ndarray) -> float:
+    return best_half(expected, psnr)
+
+
+def over_frames(
+    scores: Sequence[Score],
+    figure: Callable[[np.ndarray, np.ndarray, np.ndarray], float],
+    *,
+    seed: int,
+) -> dict[str, float] | None:
+    """A figure of (expected SSIM, SSIM, PSNR) over the frames of all episodes, or None.
+
+    Its interval is the 95% percentile bootstrap over episodes. Frames of which nothing was
+    expected (no confidence, or not made) do not count.
+    """
+    there = []
+    for score in scores:
+        if score.confidence is not None:
+            known = np.isfinite(score.confidence)
+            there.append((score.confidence[known], score.ssim[known], score.psnr[known]))
+    if not there:
+        return None
+
+    def over(picks: Sequence[int] | np.ndarray) -> float:
+        return figure(*(np.concatenate([there[i][part] for i in picks]) for part in range(3)))
+
+    mean = over(range(len(there)))
+    if not np.isfinite(mean):
+        return None
+    random = np.random.default_rng(seed)
+    draws = [over(d) for d in random.integers(0, len(there), size=(RANK_DRAWS, len(there)))]
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return {"mean": mean, "low": float(low), "high": float(high)}
 
 
 def clips_of(frames: np.ndarray) -> list[np.ndarray]:

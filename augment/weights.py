@@ -218,6 +218,18 @@ def requirements(recipe: Recipe | str) -> tuple[Need, ...]:
     return _NEEDS[recipe.name]
 
 
+def own_folder(located: Located, weights: Path | None = None) -> Path | None:
+    """Where what was trained for a recipe lies, and what belongs to it; None where nothing was.
+
+    Args:
+        weights: as of --weights.
+    """
+    for name in ("generation", "reconstruction"):
+        if name in located and not located[name].need.repository:
+            return located[name].folder
+    return weights
+
+
 def notices(recipe: Recipe | str) -> list[str]:
     """What a user must know of the licences before a recipe runs, a line each."""
     return list(dict.fromkeys(need.notice for need in requirements(recipe) if need.notice))

@@ -5,9 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
+import numpy as np
+
 RUN_AGAIN = "run the same job again into a new --out"
+# A frame that is not valid, and of which nothing is expected, could not be made.
+NOT_BLACK = "a frame marked as not made (not valid, without a confidence) is not black"
 BLACK = 4  # grey levels: a frame marked as not valid may be no brighter, after JPEG and video
 _COUNTED = ("records", "frames", "valid_frames", "left_out", "placeholders")
+
+
+def wrong_confidence(confidence: np.ndarray, valid: np.ndarray) -> str | None:
+    """What is wrong with the confidences [T] of a record whose flags are `valid`, or None.
+
+    Raises:
+        ValueError: the two differ in length.
+    """
+    if confidence.shape != valid.shape:
+        raise ValueError(f"{confidence.shape} confidences of {valid.shape} flags")
+    known = confidence[~np.isnan(confidence)]
+    if ((known < 0) | (known > 1)).any():
+        return "a confidence is no SSIM from 0 to 1"
+    # The recipe tells it of every frame that it makes, or of none.
+    if len(known) and np.isnan(confidence[valid.astype(bool)]).any():
+        return "a valid frame has no confidence, unlike others of its episode"
+    return None
 
 
 class Findings:

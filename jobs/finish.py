@@ -12,6 +12,7 @@ from pathlib import Path
 from ..readers.files import file_sha256
 from ..writers.copy import LEFT_OUT, PLACEHOLDER, ShardResult
 from .checksums import NAME, collect, known
+from .expected import Expected
 from .ledger import Ledger, crash_point, record_of, to_json
 from .storage import FOLDER, ObjectStorage
 
@@ -44,7 +45,7 @@ def finish(job, entries: list[dict]) -> dict:
         copied = job.copy.finish(results, before)
     crash_point("finished")
     hashes: dict[str, str] = {}
-    totals = _totals(ledger, names, entries, hashes)
+    totals = _totals(ledger, names, entries, hashes, job.plan.get("min_ssim"))
     text = card(
         job.plan, {**totals, "bad": len(totals["bad"])}, job.copy.stream_key, job.copy.replaces
     )
@@ -61,11 +62,23 @@ def finish(job, entries: list[dict]) -> dict:
     return totals
 
 
-def _totals(ledger: Ledger, names: list[str], entries: list[dict], hashes: dict[str, str]) -> dict:
-    """The summary's figures; the hashes of the ledger's own files on the way."""
+def _totals(
+    ledger: Ledger,
+    names: list[str],
+    entries: list[dict],
+    hashes: dict[str, str],
+    least: float | None,
+) -> dict:
+    """The summary's figures; the hashes of the ledger's own files on the way.
+
+    Args:
+        least: the job's --min-ssim.
+    """
     frames, valid, coverage = 0, 0.0, 0.0
+    expected = Expected(least)
     for name, entry in zip(names, entries, strict=True):
         told = ledger.quality(name)
+        expected.add(told)
         frames += sum(item["frames"] for item in told)
         valid += sum(item["valid"] * item["frames"] for item in told)
         coverage += sum(item["coverage"] * item["frames"] for item in told)
@@ -81,6 +94,7 @@ def _totals(ledger: Ledger, names: list[str], entries: list[dict], hashes: dict[
         "frames": frames,
         "valid_frames": round(valid),
         "coverage": round(coverage / frames, 4) if frames else 0.0,
+        **expected.facts(),
         "bytes": sum(size for e in entries for size, _ in e["result"]["files"].values()),
         "bad": bad,
     }

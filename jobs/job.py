@@ -20,6 +20,7 @@ from ..writers.copy import DatasetCopy
 from ..writers.formats import usual_size
 from .cluster import Cluster, local_gpus
 from .events import EventLog
+from .expected import confidence_of, least_ssim
 from .ledger import Ledger
 from .mirror import pinned, release_all
 from .plan import make_plan, parse_size, source_fingerprint, split_values
@@ -37,6 +38,7 @@ class Job:
         tasks: the shards to make, in the order of the source.
         cluster: the cluster at --address; None until one is started on this machine.
         events: the log of what happens.
+        confidence: what the expected SSIM of frames is told from, or why it is not known.
     """
 
     dataset: Dataset
@@ -49,6 +51,7 @@ class Job:
     shards: dict[tuple[str, int], Shard]
     cluster: Cluster | None = None
     events: EventLog = field(default_factory=lambda: EventLog.open(None))
+    confidence: str = ""
 
     @property
     def folder(self) -> str:
@@ -135,7 +138,8 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         _calibrated(dataset, args.pose)
     copy = work.open_copy(dataset)
     # Headers first: hashing gigabytes can wait for what is cheap to refuse.
-    located = check(recipe, Path(work.weights) if work.weights else None, hashes=False)
+    given = Path(work.weights) if work.weights else None
+    located = check(recipe, given, hashes=False)
     views = len(dataset.profile.anchors)
     _fitting(located, made, views)
     device, cluster = _device(args, recipe, stack)
@@ -144,7 +148,10 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
 
         refuse_small_gpu(recipe, located, made, views)
     check_records(located)
-    work = replace(work, device=device)
+    weights = fingerprint(recipe, located=located)
+    about = confidence_of(recipe, located, given, weights)
+    weights |= about.weights
+    work = replace(work, device=device, min_ssim=least_ssim(args.min_ssim, about))
     shards = {(shard.split, shard.index): shard for shard in copy.shards}
     plan = make_plan(
         dataset,
@@ -153,7 +160,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         shards=len(copy.shards),
         limit=args.episodes,
         recipe=recipe,
-        weights=fingerprint(recipe, located=located),
+        weights=weights,
         device=device,
         wrist_key=copy.wrist_key,
         wrist_size=size,
@@ -161,6 +168,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         pose=args.pose,
         geometry=args.geometry,
         mount=work.mount,
+        min_ssim=work.min_ssim,
         seed=args.seed,
         replace=args.replace,
     )
@@ -177,6 +185,7 @@ def prepare(args: argparse.Namespace, stack: contextlib.ExitStack) -> Job:
         tasks=[Task(split, index, shard.records) for (split, index), shard in shards.items()],
         shards=shards,
         cluster=cluster,
+        confidence=about.text,
     )
 
 

@@ -185,6 +185,7 @@ def make_plan(
     pose: str,
     geometry: str,
     mount: Sequence[Sequence[float]] | None = None,
+    min_ssim: float | None = None,
     seed: int,
     replace: bool,
 ) -> dict:
@@ -197,6 +198,7 @@ def make_plan(
         recipe: the recipe (its name and every field of it count).
         weights: file -> SHA-256 of the weights that the recipe uses.
         mount: [4, 4] end effector <- camera that --mount names.
+        min_ssim: frames of which less is expected are marked not valid.
         device: "cpu" or "cuda". It counts: their arithmetic rounds differently.
     """
     return {
@@ -220,6 +222,7 @@ def make_plan(
         "pose": pose,
         "geometry": geometry,
         "mount": plain(mount),
+        "min_ssim": min_ssim,
         "seed": seed,
         "replace": replace,
     }

@@ -136,6 +136,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "calibration; fused, fused-recorded, fused-predicted: the same averaged over the episode "
         "where nothing moves, with what moving things hid (default: %(default)s)",
     )
+    how.add_argument(
+        "--min-ssim",
+        metavar="S",
+        help="the quality wanted: frames of which a lower SSIM is expected (their "
+        "wrist_confidence) are marked not valid, and keep their pixels; a number from 0 to 1, or "
+        "none (default: what the weights' confidence.json says)",
+    )
     how.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
     how.add_argument(
         "--device",
@@ -212,6 +219,12 @@ def run(args: argparse.Namespace) -> int:
             say(f"licence: {line}")
         for line in job.dataset.notes():
             say(f"done without: {line}")
+        say(f"confidence: {job.confidence}")
+        if job.work.min_ssim is not None:
+            say(
+                f"frames of which an SSIM below {job.work.min_ssim:g} is expected will be marked "
+                "not valid (--min-ssim)"
+            )
         if args.dry_run:
             from .dryrun import estimate
 
@@ -411,6 +424,7 @@ def _closing(job, args, summary: dict) -> list[str]:
         f"done: {summary['episodes']} episodes ({summary['made_episodes']} made now, "
         f"{summary['resumed_episodes']} before), {summary['frames']} frames, "
         f"{summary['valid_frames']} of them valid; {size(summary['bytes'])}",
+        *(f"quality: {line}" for line in summary["expected"]),
         f"dataset: {job.folder}",
         *lines("quarantined" if summary["bad"] else "complete", args, facts),
     ]

@@ -10,7 +10,7 @@ def card(plan: dict, totals: dict, stream: str, replaced: bool) -> str:
 
     Args:
         plan: as of `make_plan`.
-        totals: {"episodes", "frames", "valid_frames", "bad"} of the finished job.
+        totals: {"episodes", "frames", "valid_frames", "bad", "expected"} of the finished job.
         stream: the new stream's key, as the format's reader knows it.
         replaced: whether the key held a recorded stream in the source.
     """
@@ -26,6 +26,7 @@ def card(plan: dict, totals: dict, stream: str, replaced: bool) -> str:
         if replaced
         else "Every byte of the source is kept; only this stream and its flags were added."
     )
+    expected = "\n".join(f"- expected quality: {line}" for line in totals["expected"])
     head = f"""---
 annotations_creators:
 - machine-generated
@@ -41,13 +42,17 @@ tags:
 `{stream}` ({height}x{width}x3) was **generated**, not recorded, from the
 third-person views {", ".join(f"`{key}`" for key in plan["anchor_keys"]) or "of the source"}.
 {origin}
-`wrist_valid` is False for a frame that could not be made; that frame is black.
+`wrist_valid` is False for a frame that could not be made (that frame is black), and for one of
+which a lower SSIM is expected than was asked for (its pixels are there).
+`wrist_confidence` is the SSIM that is expected of a frame, from 0 to 1, told without the truth; NaN
+where nothing is known.
 
 - made by: wristaugment {plan["wristaugment"]}, recipe `{plan["recipe"]["name"]}`, \
 pose `{plan["pose"]}`, seed {plan["seed"]}, on {plan["device"]}
 - weights (SHA-256):{chr(10) + weights if weights else " none"}
 - {totals["episodes"]} episodes, {totals["frames"]} frames ({totals["valid_frames"]} valid), \
 {totals["bad"]} bad records
+{expected}
 - settings, and the quality of each episode: `plan.json` and `manifest.json` beside this file
 
 OUT in what follows is the folder of this copy (`--out`).

@@ -24,6 +24,7 @@ from ..readers.episode import WristStream
 from .storage import FolderStorage, ObjectStorage, Storage
 
 _ARRAYS = ("frames", "valid", "coverage")
+_CONFIDENCE = "confidence"  # there where the recipe tells it
 
 
 def stream_name(folder: str, index: int) -> str:
@@ -52,7 +53,8 @@ class StreamStore:
         """A finished episode and what is said of its quality; None where there is none whole."""
         try:
             with np.load(self._opened(index), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in _ARRAYS}
+                names = [*_ARRAYS, *([_CONFIDENCE] if _CONFIDENCE in file else [])]
+                arrays = {name: file[name] for name in names}
                 said = json.loads(str(file["said"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
@@ -92,4 +94,6 @@ class StreamStore:
 
 def _save(file, stream: WristStream, said: dict) -> None:
     arrays = {name: getattr(stream, name) for name in _ARRAYS}
+    if stream.confidence is not None:
+        arrays[_CONFIDENCE] = stream.confidence
     np.savez(file, allow_pickle=False, said=np.array(json.dumps(said)), **arrays)

@@ -26,13 +26,13 @@ import numpy as np
 from ..readers.dataset import Dataset, RawRecord, Shard
 from ..readers.episode import WristStream
 from ..readers.errors import SourceError
-from ..writers.copy import LEFT_OUT, VALID, DatasetCopy
+from ..writers.copy import CONFIDENCE, LEFT_OUT, VALID, DatasetCopy
 from .checksums import staged_sha256
 from .ledger import Ledger
 from .ledger_read import is_entry
 from .storage import FolderStorage
 from .verify_copy import first_difference, is_new, open_made, twin_of
-from .work import Made, RecordMaker, Work, quality
+from .work import TOLD, Made, RecordMaker, Work, quality
 
 
 class Takeover:
@@ -80,15 +80,23 @@ class Takeover:
                 if self._source.steps(raw) != steps or self._differs(raw, other):
                     return None
             frames, valid = self._copy.stored(self._made, other), self._made.flags(other, VALID)
+            confidence = self._made.flags(other, CONFIDENCE)
         except (SourceError, OSError, ValueError):
             return None
-        if frames is None or valid is None or frames.shape != (steps, *self._copy.size, 3):
+        if frames is None or frames.shape != (steps, *self._copy.size, 3):
             return None
-        if frames.dtype != np.uint8 or valid.shape != (steps,):
+        if valid is None or confidence is None or frames.dtype != np.uint8:
             return None
-        stream = WristStream(cast(np.ndarray, frames), valid.astype(bool), np.zeros(steps, "f4"))
+        if valid.shape != (steps,) or confidence.shape != (steps,):
+            return None
+        stream = WristStream(
+            cast(np.ndarray, frames),
+            valid.astype(bool),
+            np.zeros(steps, "f4"),
+            confidence=confidence.astype(np.float32),
+        )
         said = quality(raw.record, stream)
-        if any(said[name] != row[name] for name in ("record", "frames", "valid")):
+        if any(said[name] != row.get(name) for name in TOLD):
             return None
         return Made(stream, row, kept=True, taken=True)
 

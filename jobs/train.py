@@ -25,6 +25,14 @@ the whole of nano, from nothing:
   wristaugment train generation --dataset droid --data-dir runs/nano/corpus --episodes 800 \\
     --out runs/nano
 
+  wristaugment train confidence --dataset droid --data-dir runs/nano/corpus --episodes 40 \\
+    --out runs/nano
+
+The last, on the validation split (--validation, never `test`), fits confidence.json: how close to
+the truth (SSIM) a frame is to be expected, told from the frame, the condition map, the cameras and
+the anchor pictures alone. `run` writes it as `wrist_confidence`. It is for these weights alone: fit
+it again after any training.
+
 Training goes on from its last checkpoint when the same command is given again, whatever stopped it;
 --workers may change if workers x accumulate stays. --out receives reconstruction.safetensors,
 generation.safetensors and (nano) mean_wrist.png: a folder for `run --weights`; and for each stage a
@@ -54,7 +62,7 @@ def add_parser(subparsers) -> None:
     )
     parser.add_argument(
         "stage",
-        choices=("reconstruction", "wrist", "generation"),
+        choices=("reconstruction", "wrist", "generation", "confidence"),
         help="wrist: a new wrist head on the features of --init, all else as it is (nano)",
     )
     parser.add_argument("--recipe", default="nano", help="what to train (default nano)")
@@ -134,6 +142,10 @@ def run(args: argparse.Namespace) -> int:
     """
     from .stages import get_stage
 
+    if args.stage == "confidence":
+        from .fit_confidence import run as fit
+
+        return fit(args)
     say = speaker(args.json)
     job, workers = plan_job(args)
     stage = get_stage(job.recipe, job.stage)

@@ -19,9 +19,18 @@ from ..readers import open_dataset
 from ..readers.dataset import Dataset, RawRecord, Shard
 from ..readers.errors import SourceError
 from ..readers.files import present
-from ..writers.copy import LEFT_OUT, VALID, DatasetCopy, ShardResult, file_crc, folder_entry
+from ..writers.copy import (
+    CONFIDENCE,
+    FLAGS,
+    LEFT_OUT,
+    VALID,
+    DatasetCopy,
+    ShardResult,
+    file_crc,
+    folder_entry,
+)
 from ..writers.formats import open_copy
-from .findings import BLACK, Findings
+from .findings import BLACK, NOT_BLACK, Findings, wrong_confidence
 from .job import description
 from .ledger import FOLDER, Ledger
 from .mirror import release_all
@@ -231,11 +240,18 @@ class Comparison(Findings):
             self._same(old, new, file, raw.record.index)
         steps = made.steps(other)
         frames = made.frames(other, self.copy.stream_key)
-        valid = made.flags(other, VALID)
+        valid, confidence = (made.flags(other, name) for name in (VALID, CONFIDENCE))
         where: dict[str, Any] = {"record": raw.record.index, "key": self.copy.stream_key}
         if valid is None or len(valid) != steps or len(frames) != steps:
             count = "no" if valid is None else len(valid)
             self.problem(file, f"{len(frames)} frames and {count} flags of {steps} steps", **where)
+            return
+        if confidence is None or len(confidence) != steps:
+            count = "no" if confidence is None else len(confidence)
+            self.problem(file, f"{count} confidences of {steps} steps", **where)
+            return
+        if found := wrong_confidence(confidence, valid):
+            self.problem(file, found, record=raw.record.index, key=CONFIDENCE)
             return
         self.counts["frames"] += steps
         self.counts["valid_frames"] += int(valid.sum())
@@ -247,9 +263,10 @@ class Comparison(Findings):
             if piece.shape[1:] != (*self.copy.size, 3) or piece.dtype != np.uint8:
                 self.problem(file, f"holds pictures of {piece.shape[1:]} {piece.dtype}", **where)
                 return
-            dark = ~valid[first : first + _PIECE].astype(bool)
+            part = slice(first, first + _PIECE)
+            dark = ~valid[part].astype(bool) & np.isnan(confidence[part])
             if piece[dark].max(initial=0) > BLACK:
-                self.problem(file, "a frame marked as not valid is not black", **where)
+                self.problem(file, NOT_BLACK, **where)
                 return
 
     def _same(self, old: Iterator, new: Iterator, file: Path, record: int | None) -> None:
@@ -287,7 +304,7 @@ def twin_of(source: Dataset, made: Dataset, shard: Shard) -> Shard | None:
 
 def is_new(key: str, copy: DatasetCopy) -> bool:
     """Whether a key of Dataset.content belongs to the stream that `copy` adds."""
-    names = {copy.wrist_key, copy.stream_key.rpartition("/")[2], VALID}
+    names = {copy.wrist_key, copy.stream_key.rpartition("/")[2], *FLAGS}
     return not names.isdisjoint(_PARTS.split(key))
 
 

@@ -12,8 +12,10 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+
 from ..readers.files import present
-from .findings import BLACK, Findings
+from .findings import BLACK, NOT_BLACK, Findings, wrong_confidence
 from .mirror import release_all
 
 
@@ -61,7 +63,7 @@ class Comparison(Findings):
             self.problem(
                 self.ledger.manifest_path, "the job is not complete", todo="run it again to go on"
             )
-        self.names: tuple[str, str] | None = None
+        self.names: tuple[str, ...] | None = None
         try:
             self.copy = open_plain(self.folder)
         except SourceError as error:
@@ -91,9 +93,9 @@ class Comparison(Findings):
             "problems": self.problems,
         }
 
-    def _features(self) -> tuple[str, str] | None:
-        """Compare the feature trees; returns the names of the two new features."""
-        from ..writers.copy import VALID
+    def _features(self) -> tuple[str, ...] | None:
+        """Compare the feature trees; returns the names of the new features, the picture first."""
+        from ..writers.copy import FLAGS
 
         old, new = self.source.features, self.copy.features
         name = self.plan.get("wrist_key") or self._new_picture()
@@ -101,21 +103,23 @@ class Comparison(Findings):
             self.problem(new.path, "has no new camera")
             return None
         name = name.removeprefix("steps/").removeprefix("observation/")
-        for key, kind in ((name, "Image"), (VALID, "Scalar")):
+        names = (name, *FLAGS)
+        for key in names:
+            kind = "Image" if key == name else "Scalar"
             leaf = new.leaves.get(self._flat(key))
             if leaf is None or leaf.kind != kind:
                 self.problem(new.path, "is not declared as it must be", key=self._flat(key))
                 return None
         for flat in old.leaves.keys() | new.leaves.keys():
-            own = flat in (self._flat(name), self._flat(VALID))
+            own = flat in map(self._flat, names)
             if not own and old.leaves.get(flat) != new.leaves.get(flat):
                 state = "missing" if flat not in new.leaves else "not as in the source"
                 self.problem(new.path, f"this feature is {state}", key=flat)
-                return name, VALID
-        trees = [json.dumps(features.without((name, VALID))) for features in (old, new)]
+                return names
+        trees = [json.dumps(features.without(names)) for features in (old, new)]
         if trees[0] != trees[1]:
             self.problem(new.path, "differs from the source's apart from the new features")
-        return name, VALID
+        return names
 
     def _flat(self, name: str) -> str:
         """The key in a record of a feature beside the cameras."""
@@ -146,7 +150,7 @@ class Comparison(Findings):
                 found = f"lacks the splits {', '.join(sorted(missing))}"
             self.problem(self.copy.info.path, found)
 
-    def _shards(self, names: tuple[str, str]) -> None:
+    def _shards(self, names: tuple[str, ...]) -> None:
         from tqdm import tqdm
 
         have = {split.name: split for split in self.copy.splits}
@@ -275,7 +279,7 @@ class Comparison(Findings):
         return listed
 
     def _record(
-        self, file: Path, frame, raw, names: tuple[str, str], steps: int, bad: dict | None
+        self, file: Path, frame, raw, names: tuple[str, ...], steps: int, bad: dict | None
     ) -> bytes:
         """Compare one record of the copy (`frame`) with the source's (`raw`).
 
@@ -298,7 +302,7 @@ class Comparison(Findings):
         return added
 
     def _new_frames(
-        self, file: Path, frame, added: bytes, names: tuple[str, str], steps: int, bad: dict | None
+        self, file: Path, frame, added: bytes, names: tuple[str, ...], steps: int, bad: dict | None
     ) -> None:
         """Decode what was added to one record."""
         from ..readers.errors import SourceError
@@ -313,13 +317,17 @@ class Comparison(Findings):
                 self.problem(file, found, record=frame.index)
                 return
             blobs, valid = extra.blobs(flat[0]), extra.numbers(flat[1])
+            confidence = extra.numbers(flat[2])
         except ValueError as error:
             self.problem(file, str(error), record=frame.index)
             return
-        for key, found in ((flat[0], len(blobs)), (flat[1], len(valid))):
+        for key, found in zip(flat, (len(blobs), len(valid), len(confidence)), strict=True):
             if found != steps:
                 self.problem(file, f"{found} for {steps} steps", record=frame.index, key=key)
                 return
+        if found := wrong_confidence(confidence, valid):
+            self.problem(file, found, record=frame.index, key=flat[2])
+            return
         leaf = self.copy.features.leaves[flat[0]]
         try:
             where = {"file": file, "record": frame.index, "key": flat[0]}
@@ -336,10 +344,11 @@ class Comparison(Findings):
                     file, "is listed as not made, but is marked as valid", record=frame.index
                 )
         for step in range(steps):
-            if not valid[step] and frames[step].max(initial=0) > BLACK:
+            unmade = not valid[step] and np.isnan(confidence[step])
+            if unmade and frames[step].max(initial=0) > BLACK:
                 self.problem(
                     file,
-                    f"step {step} is marked as not valid, but is not black",
+                    f"step {step}: {NOT_BLACK}",
                     record=frame.index,
                     key=flat[0],
                 )

@@ -20,6 +20,7 @@ import numpy as np
 from ..readers.episode import Episode, WristStream, begun
 from ..readers.errors import SourceError
 from ..readers.frames import Frames
+from ..writers.copy import CONFIDENCE, VALID, flags_of
 from .failures import is_disk, is_out_of_memory
 from .remote import is_url
 from .storage import FolderStorage, Storage, open_storage
@@ -38,6 +39,7 @@ class Work:
         size: (height, width) of the new stream. made: at which the recipe makes it; frames are
             resized where the two differ.
         mount: rows of the matrix end effector <- camera that --mount names.
+        min_ssim: frames of which less is expected are marked not valid; None marks none.
         settings: of the recipe, as in --set. device: "cpu" or "cuda".
     """
 
@@ -61,6 +63,7 @@ class Work:
     description: str
     data_key: str | None = None
     mount: tuple[tuple[float, ...], ...] | None = None
+    min_ssim: float | None = None
 
     def open_source(self):
         """The dataset, opened by path; one in an object store, through its mirror here."""
@@ -151,6 +154,10 @@ class Work:
             from ..augment.assess import resize_frames
 
             stream.frames = resize_frames(stream.frames, self.size)
+        if self.min_ssim is not None and stream.confidence is not None:
+            from ..augment.confidence import apply_threshold
+
+            apply_threshold(stream, self.min_ssim)
         return stream
 
 
@@ -323,13 +330,26 @@ class RecordMaker:
         return True
 
 
+# Of what `quality` says, what the stream that was written tells again.
+TOLD = ("record", "frames", "valid", "below", "confidence")
+
+
 def quality(record, stream: WristStream) -> dict:
-    """What the manifest says of one episode; rounded, since it is for people and comparisons."""
+    """What the manifest says of one episode; rounded, since it is for people and comparisons.
+
+    "confidence" is the mean of the frames that have one, None where none has; "below" counts the
+    frames that were made and are marked as not valid for what is expected of them.
+    """
     frames = len(stream.valid)
+    flags = flags_of(stream)
+    known = np.isfinite(flags[CONFIDENCE])
+    mean = float(flags[CONFIDENCE][known].mean(dtype=np.float64)) if known.any() else None
     return {
         "record": str(record),
         "frames": frames,
         "valid": round(float(stream.valid.mean()), 4) if frames else 0.0,
+        "below": int((known & ~flags[VALID]).sum()),
+        "confidence": None if mean is None else round(mean, 4),
         "coverage": round(float(stream.coverage.mean()), 4) if frames else 0.0,
         "notes": {key: str(value) for key, value in stream.notes.items()},
     }

@@ -455,11 +455,13 @@ class DroidRaw(Dataset):
         return self._frames(raw, self._path(raw, name), self.steps(raw))
 
     def flags(self, raw: RawRecord, name: str) -> np.ndarray | None:
-        """Of the stream that was added last."""
+        """Of the stream that was added last; JSON has no NaN, and null stands for it."""
         found = None
         for row in read_sidecar(self.file_of(raw.record)).values():
             found = row.get("flags", {}).get(name, found)
-        return None if found is None else np.asarray(found)
+        if found is None:
+            return None
+        return np.array([np.nan if value is None else value for value in found])
 
     # ---- what a copy needs
 

@@ -107,7 +107,8 @@ class WristStream:
 
     Attributes:
         frames: [T, H, W, 3] uint8 RGB.
-        valid: [T] bool, False where a frame could not be made (its pixels are then black).
+        valid: [T] bool, False where a frame could not be made (its pixels are then black), or where
+            its confidence is below what was asked for (its pixels are then as they were made).
         coverage: [T] float32, the share of the frame that the condition map saw.
         condition: [T, H, W, 3] uint8, the condition map with its holes black.
         holes: [T, H, W] bool, True where the condition map saw nothing.
@@ -119,6 +120,8 @@ class WristStream:
             None where nothing was made in clips.
         notes: what was chosen and why (pose source, geometry source), for people and manifests.
         seconds: wall time by stage.
+        confidence: [T] float32 in [0, 1], the SSIM that is expected of a frame; NaN for one that
+            could not be made. None where the weights come with nothing to tell it from.
     """
 
     frames: np.ndarray
@@ -133,3 +136,4 @@ class WristStream:
     joins: np.ndarray | None = None
     notes: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    confidence: np.ndarray | None = None

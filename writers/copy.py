@@ -27,7 +27,8 @@ from ..readers.files import file_sha256, present
 from ..readers.frames import Frames
 from .atomic import copy_atomic, fsync_dir, sync_files, write_atomic
 
-VALID = "wrist_valid"
+VALID, CONFIDENCE = "wrist_valid", "wrist_confidence"
+FLAGS = (VALID, CONFIDENCE)  # what stands beside the frames, by name
 LEFT_OUT, PLACEHOLDER = "left out", "placeholder"
 Make = Callable[[Any], "WristStream | SourceError"]  # from a RawRecord
 _BUFFER = 1 << 20
@@ -274,12 +275,8 @@ class DatasetCopy(abc.ABC):
             result.bad.append(listed(raw, made, PLACEHOLDER, 1))
             return self.black(steps)
         want = (steps, *self.size, 3)
-        frames, flags = np.asarray(made.frames), np.asarray(made.valid)
-        if frames.shape != want or frames.dtype != np.uint8 or flags.shape != (steps,):
-            raise ValueError(
-                f"{raw.record}: a wrist stream of {frames.shape} {frames.dtype} with "
-                f"{flags.shape} flags, where {want} uint8 is due"
-            )
+        frames = np.asarray(made.frames)
+        check_stream(raw, want, frames, flags_of(made))
         return made
 
     def black(self, steps: int) -> WristStream:
@@ -295,8 +292,40 @@ def _copied(source: Path, path: Path, known: str | None) -> str:
 
 
 def flags_of(stream: WristStream) -> dict[str, np.ndarray]:
-    """What is written beside the frames: name -> [T] one value per step."""
-    return {VALID: np.asarray(stream.valid, bool)}
+    """What is written beside the frames: name (of `FLAGS`) -> [T] one value per step."""
+    confidence = stream.confidence
+    if confidence is None:
+        confidence = np.full(len(stream.valid), np.nan)
+    return {
+        VALID: np.asarray(stream.valid, bool),
+        CONFIDENCE: np.asarray(confidence, np.float32),
+    }
+
+
+def about_flag(name: str, wrist_key: str) -> str:
+    """What one of `FLAGS` says of the stream `wrist_key`, for the formats that describe arrays."""
+    if name == VALID:
+        return (
+            f"False where the synthetic frame of {wrist_key} could not be made (it is black then), "
+            "or where its expected SSIM is below what was asked for"
+        )
+    return (
+        f"the SSIM that is expected of the synthetic frame of {wrist_key}, in [0, 1]; NaN where "
+        "nothing is known of it"
+    )
+
+
+def check_stream(
+    raw: RawRecord, want: tuple[int, ...], frames: Any, flags: Mapping[str, np.ndarray]
+) -> None:
+    """ValueError unless frames are of the shape `want` and uint8, with a flag of each for each."""
+    steps = want[:1]
+    wrong = [values.shape for values in flags.values() if values.shape != steps]
+    if frames.shape != want or frames.dtype != np.uint8 or wrong:
+        raise ValueError(
+            f"{raw.record}: a wrist stream of {frames.shape} {frames.dtype} with "
+            f"{(wrong or [steps])[0]} flags, where {want} uint8 is due"
+        )
 
 
 def asked(make: Make, raw: RawRecord) -> WristStream | SourceError:

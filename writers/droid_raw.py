@@ -15,8 +15,8 @@ from ..readers.droid_raw import DroidRaw
 from ..readers.errors import SourceError
 from .atomic import copy_atomic
 from .copy import (
+    FLAGS,
     LEFT_OUT,
-    VALID,
     DatasetCopy,
     Make,
     ShardResult,
@@ -45,7 +45,7 @@ class Copy(DatasetCopy):
 
     def names(self, wrist_key: str) -> tuple[str, str]:
         short = wrist_key.removeprefix(f"{VIDEOS}/").removesuffix(".mp4")
-        if not video_name(short) or short == VALID or short.endswith(STEREO):
+        if not video_name(short) or short in FLAGS or short.endswith(STEREO):
             raise SourceError(
                 "cannot be the name of the new video",
                 key=wrist_key,
@@ -73,7 +73,7 @@ class Copy(DatasetCopy):
                 video.add(np.asarray(frame))
         streams = read_sidecar(shard.path)
         streams.pop(self.wrist_key, None)
-        flags = {name: np.asarray(values).tolist() for name, values in flags_of(made).items()}
+        flags = {name: _plain(values) for name, values in flags_of(made).items()}
         about = {"description": self.description, "synthetic": True, "flags": flags}
         text = json.dumps({"streams": {**streams, self.wrist_key: about}})
         (folder / SIDECAR).write_text(text + "\n", encoding="utf-8")
@@ -83,3 +83,9 @@ class Copy(DatasetCopy):
 
     def metadata(self, results: Sequence[ShardResult]) -> dict[str, bytes]:
         return {}
+
+
+def _plain(values: np.ndarray) -> list:
+    """The values for JSON, which has no NaN: null stands for it."""
+    floats = values.dtype.kind == "f"
+    return [None if floats and np.isnan(value) else value.item() for value in values]

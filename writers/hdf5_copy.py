@@ -16,11 +16,12 @@ from ..readers.errors import SourceError
 from ..readers.hdf5 import HDF5_ERRORS, dataset_at, group_at, link, named, opened, short, unsound
 from ..readers.hdf5_dataset import Hdf5Dataset, Hdf5Record
 from .copy import (
+    FLAGS,
     LEFT_OUT,
-    VALID,
     DatasetCopy,
     Make,
     ShardResult,
+    about_flag,
     flags_of,
     listed,
     staged_files,
@@ -71,7 +72,7 @@ class Hdf5Copy(DatasetCopy):
     def names(self, wrist_key: str) -> tuple[str, str]:
         key = self.dataset.full_key(wrist_key)
         short = key.removeprefix(f"{self.dataset.pictures}/")
-        if not short or "/" in short or short in (".", "..", VALID) or short.strip() != short:
+        if not short or "/" in short or short in (".", "..", *FLAGS) or short.strip() != short:
             raise SourceError(
                 "cannot be the name of the new camera", key=wrist_key,
                 todo="choose another --wrist-key",
@@ -158,12 +159,11 @@ class Hdf5Copy(DatasetCopy):
         self._write_flags(extension, group, stream)
 
     def _write_flags(self, extension: Extension, group: h5py.Group, stream: WristStream) -> None:
-        text = f"False where the synthetic frame of {self.wrist_key} could not be made; "
         for place, below in enumerate(self.flag_groups(group)):
             for name, values in flags_of(stream).items():
                 # The second group is of the next step; the last has none, and repeats the last.
                 values = np.append(values[1:], values[-1:]) if place else values
-                said = text + "it is black then." if name == VALID else self.description
+                said = about_flag(name, self.wrist_key) + "."
                 dataset = extension.add(below, name, values.shape, values.dtype, description=said)
                 write_frames(values, dataset)
 
@@ -174,8 +174,7 @@ class Hdf5Copy(DatasetCopy):
             SourceError: there is something, and it may not be replaced.
             ValueError: there is no place for the stream.
         """
-        flags = [VALID, *(name for name in flags_of(self.black(1)) if name != VALID)]
-        places = [(below, name) for below in self.flag_groups(group) for name in flags]
+        places = [(below, name) for below in self.flag_groups(group) for name in FLAGS]
         places += [(below, self.wrist_key) for below in self.stream_groups(group)]
         for below, name in places:
             if link(below, name) is None:
@@ -200,7 +199,7 @@ class Hdf5Copy(DatasetCopy):
 
     def _taken(self) -> list[str]:
         """The new names that the first sound record has already."""
-        keys = [self.stream_key, f"{self.dataset.flag_group}/{VALID}"]
+        keys = [self.stream_key, *(f"{self.dataset.flag_group}/{name}" for name in FLAGS)]
         for split in self.dataset.splits:
             for shard in split.shards:
                 for raw in self.dataset.records(shard):

@@ -20,7 +20,16 @@ from ..readers.replay_buffer import DATA, SYNTHETIC, ReplayBuffer
 from ..readers.zarr_array import ArrayMeta, consolidated, need_codecs
 from ..readers.zarr_store import FolderStore, ZipStore
 from .atomic import sync_files
-from .copy import VALID, DatasetCopy, Make, ShardResult, flags_of, folded, staged_files
+from .copy import (
+    FLAGS,
+    DatasetCopy,
+    Make,
+    ShardResult,
+    about_flag,
+    flags_of,
+    folded,
+    staged_files,
+)
 from .zarr_array import NewArray
 from .zarr_sink import FolderSink, ZipSink
 
@@ -77,7 +86,7 @@ class Copy(DatasetCopy):
 
     def names(self, wrist_key: str) -> tuple[str, str]:
         short = wrist_key.removeprefix(f"{DATA}/")
-        if not _NAME.fullmatch(short) or short in (VALID, "zarr.json"):
+        if not _NAME.fullmatch(short) or short in (*FLAGS, "zarr.json"):
             raise SourceError(
                 "cannot be the name of the new array",
                 key=wrist_key,
@@ -190,11 +199,6 @@ class Copy(DatasetCopy):
             self.stream_key, zarr_format, shape, (1, *shape[1:]), np.dtype("u1"), about, self._like
         )
         chunk = (max(1, min(length, _FLAGS)),)
-        beside = {"description": f"of each frame of {self.wrist_key}, which is synthetic"}
-        valid = {
-            "description": f"False where the synthetic frame of {self.wrist_key} could not be "
-            "made; it is black then"
-        }
         return [
             frames,
             *(
@@ -204,7 +208,7 @@ class Copy(DatasetCopy):
                     (length,),
                     chunk,
                     np.dtype(dtype),
-                    valid if name == VALID else beside,
+                    {"description": about_flag(name, self.wrist_key)},
                     self._like,
                 )
                 for name, dtype in flags.items()

@@ -21,7 +21,21 @@ from ..readers.features import STEPS, dump_like
 from ..readers.frames import Frames, JpegFrames
 from ..readers.rlds import RldsDataset, RldsRecord
 from ..readers.tfds_folder import FEATURES, INFO
-from .copy import LEFT_OUT, PLACEHOLDER, VALID, DatasetCopy, Make, ShardResult, asked, listed
+from .copy import (
+    CONFIDENCE,
+    FLAGS,
+    LEFT_OUT,
+    PLACEHOLDER,
+    VALID,
+    DatasetCopy,
+    Make,
+    ShardResult,
+    about_flag,
+    asked,
+    check_stream,
+    flags_of,
+    listed,
+)
 from .record_files import open_sink
 from .splice import addition, encode_jpeg, encode_stream, without
 
@@ -48,25 +62,27 @@ class RldsCopy(DatasetCopy):
             "dtype": "uint8",
             "description": self.description,
         }
-        valid = {
-            "kind": "Scalar",
-            "shape": (),
-            "dtype": "bool",
-            "description": f"False where the synthetic frame of {self.wrist_key} could not be "
-            "made; it is black then.",
+        flags = {
+            name: {
+                "kind": "Scalar",
+                "shape": (),
+                "dtype": values.dtype.name,
+                "description": about_flag(name, self.wrist_key) + ".",
+            }
+            for name, values in flags_of(self.black(0)).items()
         }
         self._features = dataset.features.patched(
-            {self.wrist_key: wrist, VALID: valid}, replace=self.replace
+            {self.wrist_key: wrist, **flags}, replace=self.replace
         )
         prefix = f"{STEPS}/{dataset.features.home}"
-        self._flat = (prefix + self.wrist_key, prefix + VALID)
+        self._flat = tuple(prefix + name for name in (self.wrist_key, VALID, CONFIDENCE))
         self._counts = {split.name: len(split.shards) for split in self.splits}
         self._black = encode_jpeg(np.zeros((*self.size, 3), np.uint8), self.quality)
 
     def names(self, wrist_key: str) -> tuple[str, str]:
         """("wrist_rgb", "observation/wrist_rgb") from any spelling of it."""
         short = wrist_key.removeprefix(f"{STEPS}/").removeprefix(_OBSERVATION)
-        if not short or short == VALID or short.strip() != short:
+        if not short or short in FLAGS or short.strip() != short:
             raise SourceError(
                 "cannot be the name of the new camera",
                 key=wrist_key,
@@ -132,21 +148,16 @@ class RldsCopy(DatasetCopy):
     def _extra(self, raw: RldsRecord, made: WristStream | SourceError, steps: int) -> bytes:
         """The bytes to append to a record."""
         if isinstance(made, SourceError):
-            pictures, valid = [self._black] * steps, [0] * steps
+            pictures, flags = [self._black] * steps, flags_of(self.black(steps))
         else:
-            want = (steps, *self.size, 3)
-            frames, flags = made.frames, np.asarray(made.valid)
+            frames, flags = made.frames, flags_of(made)
             if not isinstance(frames, Frames):
                 frames = np.asarray(frames)
-            if frames.shape != want or frames.dtype != np.uint8 or flags.shape != (steps,):
-                raise ValueError(
-                    f"{raw.record}: a wrist stream of {frames.shape} {frames.dtype} with "
-                    f"{flags.shape} flags, where {want} uint8 is due"
-                )
+            check_stream(raw, (steps, *self.size, 3), frames, flags)
             pictures = encode_stream(frames, self.quality)
-            valid = [int(flag) for flag in flags]
-        key, valid_key = self._flat
-        return addition({key: pictures}, {valid_key: valid})
+        key, valid_key, confidence_key = self._flat
+        valid = [int(flag) for flag in flags[VALID]]
+        return addition({key: pictures}, {valid_key: valid}, {confidence_key: flags[CONFIDENCE]})
 
     def _kept(self, raw: RldsRecord) -> tuple[bytes, int]:
         """What is kept of a record, and its plain crc32c: all of it unless a stream is replaced."""

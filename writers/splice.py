@@ -7,7 +7,7 @@ written after the old one, makes an Example that holds both: the old record stay
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,13 +16,17 @@ from ..readers.example import ExampleIndex, varint
 from ..readers.frames import Frames, JpegFrames
 
 # Tags of length-delimited fields: Example.features, Features.feature, a map entry's key, the value
-# lists are all field 1; a map entry's value is field 2. In Feature, byte strings are field 1 and
-# integers field 3.
+# lists are all field 1; a map entry's value is field 2. In Feature, byte strings are field 1,
+# floats field 2, integers field 3.
 _FIELD_1, _FIELD_2 = b"\x0a", b"\x12"
-_BYTES_LIST, _INT64_LIST = b"\x0a", b"\x1a"
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = b"\x0a", b"\x12", b"\x1a"
 
 
-def addition(blobs: dict[str, Sequence[bytes]], integers: dict[str, Sequence[int]]) -> bytes:
+def addition(
+    blobs: dict[str, Sequence[bytes]],
+    integers: dict[str, Sequence[int]],
+    floats: Mapping[str, Sequence[float] | np.ndarray] | None = None,
+) -> bytes:
     """The bytes to append to a serialized Example so that it also has these keys.
 
     Spelled out here, not by protobuf, which would copy every picture three times.
@@ -30,6 +34,7 @@ def addition(blobs: dict[str, Sequence[bytes]], integers: dict[str, Sequence[int
     Args:
         blobs: key -> byte strings (pictures).
         integers: key -> whole numbers, 0 or more (bools are 0 and 1).
+        floats: key -> numbers, stored in 32 bits.
     """
     entries = []
     for key, values in blobs.items():
@@ -41,6 +46,10 @@ def addition(blobs: dict[str, Sequence[bytes]], integers: dict[str, Sequence[int
         packed = b"".join(varint(int(number)) for number in numbers)
         chunks = [_FIELD_1, varint(len(packed)), packed]
         entries.append(_entry(key, _INT64_LIST, chunks))
+    for key, numbers in (floats or {}).items():
+        packed = np.asarray(numbers, "<f4").tobytes()
+        chunks = [_FIELD_1, varint(len(packed)), packed]
+        entries.append(_entry(key, _FLOAT_LIST, chunks))
     features = [part for entry in entries for part in _message(_FIELD_1, entry)]
     return b"".join(_message(_FIELD_1, features))
 

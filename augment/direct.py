@@ -14,17 +14,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..models.checkpoints import load_weights, read_config
+from ..models.checkpoints import load_weights, read_config, read_training
+from ..models.generator import WristGenerator
 from ..models.pix2pix import Pix2PixConfig, Pix2PixGenerator
 from ..models.public_config import fitting
 from ..readers.episode import Episode, View, WristStream
 from ..readers.errors import SourceError
 from .assess import resize_frames
 from .first_frame import open_generator
-from .recipe import GUIDED, Recipe
+from .generate import generate
+from .project import Conditions
+from .recipe import BLIND, GUIDED, Recipe
 from .weights import Located, fingerprint, locate
-
-TRAINING = "training"  # in a weights file's header: how it was trained
 
 
 class DirectGenerator(Protocol):
@@ -170,13 +171,12 @@ def load_pix2pix(path: Path) -> Pix2PixGenerator:
 
 def pix2pix_config(path: Path) -> Pix2PixConfig:
     """The sizes in a weights file's header; WeightsError where they are another network's."""
-    header = {name: value for name, value in read_config(path).items() if name != TRAINING}
-    return fitting(Pix2PixConfig, path, header)
+    return fitting(Pix2PixConfig, path, read_config(path))
 
 
 def how_trained(path: Path) -> dict[str, Any]:
     """How the weights in a file were trained (see `in_words`); {} where its header does not say."""
-    return dict(read_config(path).get(TRAINING, {}))
+    return read_training(path)
 
 
 def in_words(training: Mapping[str, Any]) -> str:
@@ -187,6 +187,35 @@ def in_words(training: Mapping[str, Any]) -> str:
     return f"trained for {said}: {training['source']}"
 
 
+class BlindClips:
+    """nano's video DiT trained without the projection: it sees anchors, gripper and text alone."""
+
+    def __init__(self, network: WristGenerator):
+        self.network = network
+        self.batch = 8
+        self.notes: dict[str, str] = {}
+
+    def generate(
+        self,
+        episode: Episode,
+        recipe: Recipe,
+        seed: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """[T, h, w, 3] uint8 at the recipe's wrist size; see `DirectGenerator`."""
+        size = (episode.length, *recipe.wrist_size)
+        nothing = Conditions(
+            np.zeros((*size, 3), np.uint8), np.zeros(size, bool), np.zeros(size, np.float32)
+        )
+        return generate(self.network, nothing, episode, recipe, seed, progress)
+
+
+def _open_blind(located: Located, device: str) -> DirectGenerator:
+    from .pipeline import load_generator
+
+    return BlindClips(load_generator(located["generation"].path).to(device))
+
+
 def _open_pix2pix(located: Located, device: str) -> DirectGenerator:
     return Pix2PixFrames(load_pix2pix(located["generation"].path), device)
 
@@ -194,5 +223,6 @@ def _open_pix2pix(located: Located, device: str) -> DirectGenerator:
 # A recipe's generator -> what opens it, of `recipe.DIRECT` all but `constant`.
 OPENERS: dict[str, Callable[[Located, str], DirectGenerator]] = {
     "pix2pix": _open_pix2pix,
+    BLIND: _open_blind,
     **dict.fromkeys(GUIDED, open_generator),
 }

@@ -15,7 +15,8 @@ PIX2PIX = "pix2pix.safetensors"
 # Generators that need no stage 1: no pose, no depth, no condition map is made for them.
 # Public video models that continue the first recorded wrist frame.
 GUIDED = frozenset({"svd", "wan-i2v", "cosmos-predict2"})
-DIRECT = frozenset({"constant", "pix2pix"}) | GUIDED
+BLIND = "wrist-dit-blind"  # nano's generator without the projection
+DIRECT = frozenset({"constant", "pix2pix", BLIND}) | GUIDED
 # What users may set of a recipe; the rest says which networks it has.
 SETTINGS = (
     "steps",
@@ -125,6 +126,8 @@ class Recipe:
 
     def file(self, stage: str) -> str:
         """The name of the weights that training a stage writes, as in generation.safetensors."""
+        if self.generator == "pix2pix":
+            return PIX2PIX
         lacking = [part for part in self.without if (part == "spc") == (stage == "reconstruction")]
         return "-no-".join([stage, *lacking]) + ".safetensors"
 
@@ -186,7 +189,7 @@ RECIPES: dict[str, Recipe] = {
             Recipe(
                 f"nano-no-{part}",
                 f"nano trained without {what}, for comparison; no weights are packaged",
-                "wrist-dit",
+                BLIND if part == "map" else "wrist-dit",
                 None,
                 without=(part,),
             )

@@ -22,7 +22,7 @@ from .checkpoint import load_trained
 from .corpus import Arrays
 from .generate import ANCHOR_SIZE, gripper_plane, swept_views
 from .pipeline import Augmenter, load_generator
-from .recipe import GENERATION
+from .recipe import GENERATION, Recipe
 from .reconstruct import resize_frames
 from .training import Schedule, train
 
@@ -38,49 +38,61 @@ def disturb(poses: Tensor, rng: np.random.Generator, degrees: float, metres: flo
 
 
 def clip_rows(episode: Episode, augmenter: Augmenter, seed: int) -> dict[str, np.ndarray]:
-    """One row a clip: condition maps from predicted depth, the true wrist, anchors, text.
+    """One row a clip: `plain_rows`, condition maps from predicted depth, and all cameras.
 
     A third of the episodes is projected with a disturbed pose (about 1 degree and 5 mm), since no
     calibration is exact; which, and how, follows from `seed` and the record.
+
+    Raises:
+        SourceError: the episode has no calibrated cameras.
     """
     recipe = augmenter.recipe
-    wrist = episode.wrist
-    assert wrist is not None
     rng = np.random.default_rng([seed, episode.record.shard, episode.record.index])
     geometry = augmenter.reconstruct(episode)
     if rng.random() < 1 / 3:
         poses = disturb(geometry.wrist_pose, rng, degrees=0.6, metres=0.003)
         geometry = replace(geometry, wrist_pose=poses)
     maps, _ = augmenter.project(episode, geometry)
-    views = len(episode.anchors)
-    T = len(wrist.frames)
-    every = np.arange(T)
-    anchors = torch.stack([resize_frames(v.frames, ANCHOR_SIZE) for v in episode.anchors], dim=1)
-    text = np.zeros((1, 64), np.uint8)
-    data = episode.language.encode()[:64]
-    text[0, : len(data)] = list(data)
-    steps = {
-        "filled": maps.filled,
-        "covered": maps.covered,
-        "nearness": (maps.nearness * 255).round().astype(np.uint8),
-        "wrist": assess.resize_frames(wrist.frames, recipe.wrist_size),
-        "anchors": (anchors * 255).round().to(torch.uint8).numpy(),
-        "gripper": gripper_plane(episode).numpy(),
-    }
-    swept = swept_views(torch.zeros(T, views, 3, *ANCHOR_SIZE), maps.cameras, every)
+    blank = torch.zeros(episode.length, len(episode.anchors), 3, *ANCHOR_SIZE)
+    swept = swept_views(blank, maps.cameras, np.arange(episode.length))
     if swept is None:
         raise SourceError(
             "has no calibrated cameras, which a generator learns to look along",
             record=episode.record.index,
             todo="train on a corpus that has them (`wristaugment simulate` writes one)",
         )
+    steps = {
+        "filled": maps.filled,
+        "covered": maps.covered,
+        "nearness": (maps.nearness * 255).round().astype(np.uint8),
+        "swept_depth": swept.depth[0].numpy().astype(np.float16),
+    }
     for name in ("K", "pose", "wrist_K", "wrist_pose"):
         steps[f"swept_{name}"] = getattr(swept, name)[0].numpy()
-    steps["swept_depth"] = swept.depth[0].numpy().astype(np.float16)
-    clips = len(wrist.frames) // recipe.clip
-    rows = {k: v[: clips * recipe.clip].reshape(clips, recipe.clip, *v.shape[1:])
-            for k, v in steps.items()}  # fmt: skip
-    return rows | {"text": np.repeat(text, clips, 0)}
+    return plain_rows(episode, recipe) | _in_clips(steps, recipe.clip)
+
+
+def plain_rows(episode: Episode, recipe: Recipe) -> dict[str, np.ndarray]:
+    """One row a clip of what needs no geometry: the true wrist, anchors, gripper, text."""
+    wrist = episode.wrist
+    assert wrist is not None
+    anchors = torch.stack([resize_frames(v.frames, ANCHOR_SIZE) for v in episode.anchors], dim=1)
+    text = np.zeros((1, 64), np.uint8)
+    data = episode.language.encode()[:64]
+    text[0, : len(data)] = list(data)
+    steps = {
+        "wrist": assess.resize_frames(wrist.frames, recipe.wrist_size),
+        "anchors": (anchors * 255).round().to(torch.uint8).numpy(),
+        "gripper": gripper_plane(episode).numpy(),
+    }
+    rows = _in_clips(steps, recipe.clip)
+    return rows | {"text": np.repeat(text, len(rows["wrist"]), 0)}
+
+
+def _in_clips(steps: dict[str, np.ndarray], clip: int) -> dict[str, np.ndarray]:
+    """[T, ...] -> [clips, clip, ...]; what is left at the end is left out."""
+    clips = len(next(iter(steps.values()))) // clip
+    return {k: v[: clips * clip].reshape(clips, clip, *v.shape[1:]) for k, v in steps.items()}
 
 
 def take_clips(
@@ -89,6 +101,7 @@ def take_clips(
     """Clips `index` as the generator's input and the true clips [B, T, 3, H, W] in [-1, 1].
 
     Args:
+        arrays: of `clip_rows`; of `plain_rows`, the clips have no condition map and no cameras.
         views: which anchors, in which order. part: which frames.
     """
 
@@ -101,15 +114,24 @@ def take_clips(
     def picture(name: str) -> Tensor:
         return rows(name).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
 
-    text = rows("text").long()
+    text, truth = rows("text").long(), picture("wrist")
     anchors = rows("anchors")[:, :, views].float() / 255
+    nothing = torch.zeros_like(truth)
     condition = Condition(
-        filled=picture("filled"),
-        covered=rows("covered").float()[:, :, None],
-        nearness=rows("nearness").float()[:, :, None] / 255,
+        filled=nothing,
+        covered=nothing[:, :, :1],
+        nearness=nothing[:, :, :1],
         anchors=anchors,
         text=torch.where(text > 0, text + 1, text),
         gripper=rows("gripper").float(),
+    )
+    if "filled" not in arrays.values:
+        return condition, truth
+    condition = replace(
+        condition,
+        filled=picture("filled"),
+        covered=rows("covered").float()[:, :, None],
+        nearness=rows("nearness").float()[:, :, None] / 255,
         views=SweptViews(
             colors=anchors,
             K=rows("swept_K")[:, :, views],
@@ -119,7 +141,7 @@ def take_clips(
             wrist_pose=rows("swept_wrist_pose"),
         ),
     )
-    return condition, picture("wrist")
+    return condition, truth
 
 
 def jitter_clip(condition: Condition, truth: Tensor, generator: torch.Generator):
@@ -149,6 +171,7 @@ def train_generation(
     initial: Path | None = None,
     validation: Arrays | None = None,
     file: str = GENERATION,
+    source: str = "",
 ) -> Path:
     """Train stage 2 and write its weights, and the mean wrist picture, into `folder`.
 
@@ -164,6 +187,7 @@ def train_generation(
             long one costs more than over many short ones.
         initial: weights to start from. validation: what `schedule.validate_every` measures on.
         file: the weights' name; what a training needs to go on lies in a folder of the same name.
+        source: what is trained on, for the weights' header.
     """
     torch.manual_seed(schedule.seed)
     config = config or GeneratorConfig()
@@ -225,7 +249,14 @@ def train_generation(
     path = folder / file
     if parallel.rank() > 0:
         return path
-    save_weights(path, network, config.to_dict())
+    training = {
+        "steps": schedule.steps,
+        "batch": schedule.batch * whole,
+        "frames": len(arrays) * whole,
+        "episodes": len(arrays),
+        "source": source,
+    }
+    save_weights(path, network, config.to_dict(), training=training if source else None)
     mean = np.zeros(arrays["wrist"].shape[2:], np.float64)
     for row in range(len(arrays)):
         mean += arrays["wrist"][row].mean(axis=0)

@@ -16,7 +16,7 @@ from ..readers.episode import Episode, View
 from . import assess, parallel
 from .checkpoint import load_trained
 from .corpus import Arrays
-from .direct import TRAINING, load_pix2pix, to_frames, to_input, view_planes
+from .direct import load_pix2pix, to_frames, to_input, view_planes
 from .recipe import PIX2PIX
 from .training import Schedule, train
 
@@ -108,7 +108,7 @@ def train_pix2pix(
             "episodes": len(np.unique(arrays["record"], axis=0)),
             "source": source,
         }
-        save_weights(path, network.generator, config.to_dict() | {TRAINING: said})
+        save_weights(path, network.generator, config.to_dict(), training=said)
     return path
 
 

@@ -93,7 +93,7 @@ _NEEDS: dict[str, tuple[Need, ...]] = {
     **{
         f"nano-no-{part}": tuple(
             replace(need, main=get_recipe(f"nano-no-{part}").file(need.part), licence="yours")
-            for need in _NANO
+            for need in (_NANO[1:] if part == "map" else _NANO)
         )
         for part in ABLATIONS
     },

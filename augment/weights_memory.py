@@ -12,6 +12,7 @@ from ..models.aggregator import PATCH
 from ..models.generator import GeneratorConfig
 from ..models.public_config import fitting, vggt_config
 from ..models.state_file import open_state
+from ..models.sweep import CHANNELS, PLANES
 from ..models.vggt import VGGTConfig
 from ..models.video_dit import TEMPORAL, latent_shape
 from ..readers.errors import SourceError
@@ -83,7 +84,9 @@ def activation_bytes(located: Located, size: tuple[int, int], views: int = 2) ->
         config = fitting(GeneratorConfig, path, read_config(path))
         tokens = recipe.clip * math.prod(size) // config.block**2
         width = config.heads * config.head_dim
-        full = recipe.clip * math.prod(size) * config.detail * 4
+        # What it convolves, and what it sweeps of every anchor.
+        wide = config.detail + views * PLANES * CHANNELS
+        full = recipe.clip * math.prod(size) * wide
         steps.append((2 * tokens * (10 * width + 2 * config.ffn_dim) + full) * each)
     return max(steps)
 

@@ -14,6 +14,6 @@ no training saw. Parts:
     confidence  how well wrist_confidence ranks frames, and what the best half gains
     temporal    flicker against the same weights frame by frame, and seams where clips meet
 
-Each part is `wristaugment evaluate` with --json, kept in --out, so that an interrupted call goes on.
-Every bound is printed with the figure that it is held against; exit status 1 if one is missed.
+Each part is `wristaugment evaluate` with --json, kept in --out, so that an interrupted call goes
+on. Every bound is printed with the figure that it is held against; exit status 1 if one is missed.
 """

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..augment.recipe import BLIND
 from ..readers.episode import Episode
 from ..readers.errors import SourceError
 from .mirror import release_all
@@ -73,14 +74,7 @@ def _pictures(
     episodes = count_episodes(job, splits)
     most, size = frames_an_episode(episodes), training_size(job.recipe.wrist_size)
     views = max(1, min(MOST_VIEWS, len(dataset.profile.anchors)))
-    identity = {
-        "shards": [
-            [split.name, len(split.shards), split.records]
-            for split in dataset.splits
-            if split.name in splits
-        ],
-        "keys": [job.wrist_key(dataset), *(camera.key for camera in dataset.profile.anchors)],
-        "skip": [list(entry) for entry in job.skip],
+    identity = _identity(job, dataset, splits) | {
         "of each": most,
         "size": list(size),
         "views": views,
@@ -115,15 +109,11 @@ def _train_pix2pix(job: TrainJob) -> tuple[Path, dict[str, float]]:
     from ..augment.train_pix2pix import train_pix2pix, validate
 
     held = _pictures(job, (job.validation,)) if job.validation else None
-    dataset = job.open_source()
-    source = f"{dataset.name} {dataset.version}, split {', '.join(job.splits)}"
-    if job.skip:
-        source += ", without the episodes that were to be scored"
     path = train_pix2pix(
         _pictures(job, job.splits),
         job.schedule,
         job.out,
-        source=source,
+        source=_source(job),
         device=job.device,
         initial=job.initial,
         validation=held,
@@ -133,6 +123,81 @@ def _train_pix2pix(job: TrainJob) -> tuple[Path, dict[str, float]]:
     return path, validate(path, held)
 
 
+def _clips(
+    job: TrainJob, splits: tuple[str, ...], check: Callable[[], None] = lambda: None
+) -> Arrays:
+    """The clips of some splits, as nano's generator without the projection is given them."""
+    from ..augment.corpus import build_arrays
+    from ..augment.train_generation import plain_rows
+
+    dataset = job.open_source()
+    episodes = count_episodes(job, splits)
+    identity = _identity(job, dataset, splits) | {"recipe": job.recipe.to_dict()}
+    return build_arrays(
+        job.out / "cache" / f"plain-{'-'.join(splits)}",
+        islice(training_episodes(job, splits, check), episodes),
+        lambda episode: plain_rows(episode, job.recipe),
+        episodes,
+        identity | {"episodes": episodes},
+        say_total=episodes,
+    )
+
+
+def _check_blind(job: TrainJob) -> None:
+    for splits in job.parts:
+        count_episodes(job, splits)
+    if job.initial is not None:
+        from ..augment.pipeline import load_generator
+
+        load_generator(job.initial)
+
+
+def _prepare_blind(job: TrainJob, check: Callable[[], None]) -> None:
+    for splits in job.parts:
+        _clips(job, splits, check)
+
+
+def _train_blind(job: TrainJob) -> tuple[Path, dict[str, float]]:
+    from ..augment import parallel
+    from ..augment.train_generation import train_generation, validate
+    from .stages import generator_of
+
+    held = _clips(job, (job.validation,)) if job.validation else None
+    path = train_generation(
+        _clips(job, job.splits),
+        job.schedule,
+        job.out,
+        config=generator_of(job),
+        initial=job.initial,
+        validation=held,
+        file=job.file,
+        source=_source(job),
+    )
+    if held is None or parallel.rank() > 0:
+        return path, {}
+    return path, validate(path, held, job.schedule.seed)
+
+
+def _source(job: TrainJob) -> str:
+    dataset = job.open_source()
+    said = f"{dataset.name} {dataset.version}, split {', '.join(job.splits)}"
+    return said + (", without the episodes that were to be scored" if job.skip else "")
+
+
+def _identity(job: TrainJob, dataset, splits: tuple[str, ...]) -> dict:
+    """What pictures depend on: files, keys, what is left out."""
+    return {
+        "shards": [
+            [split.name, len(split.shards), split.records]
+            for split in dataset.splits
+            if split.name in splits
+        ],
+        "keys": [job.wrist_key(dataset), *(camera.key for camera in dataset.profile.anchors)],
+        "skip": [list(entry) for entry in job.skip],
+    }
+
+
 BASELINE_STAGES: dict[tuple[str, str], Stage] = {
+    (BLIND, "generation"): Stage(_check_blind, _prepare_blind, _train_blind),
     ("pix2pix", "generation"): Stage(_check_pix2pix, _prepare_pix2pix, _train_pix2pix, gpus=True),
 }

@@ -16,12 +16,13 @@ a way is a recipe (nano, ...) or a baseline: projection (the condition map, hole
 nearest pixel), projection-holes (holes black), mean (the mean wrist picture of the training set),
 anchor (the first anchor view, resized), nearest (the wrist picture of the training frame whose
 anchor views look most alike), pix2pix (Isola et al. 2017, from the anchor views alone, frame by
-frame, with no geometry). name:pose runs it with that wrist pose, as in nano:head; nano+perframe makes
-every frame as a clip of its own.
+frame, with no geometry). name:pose runs it with that wrist pose, as in nano:head; nano+perframe
+makes every frame as a clip of its own.
 
-pix2pix learns: where --weights has no pix2pix.safetensors, it is trained first, on the episodes
-that `nearest` looks in and never on one that is scored. Stopped, the same command goes on; trained,
-the next evaluation on the same data finds it.
+pix2pix and nano-no-map (nano's generator without the projection) learn: where --weights does not
+have them, they are trained first, on the episodes that `nearest` looks in and never on one that is
+scored. Stopped, the same command goes on; trained, the next evaluation on the same data finds them.
+nano-no-clip, nano-no-spc and nano-no-sweep lack other parts; `wristaugment train` makes them.
 
 svd, wan-i2v and cosmos-predict2 are public video models that continue the first recorded wrist
 frame (and are told the episode's language), clip after clip; `wristaugment weights NAME` says which

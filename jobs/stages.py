@@ -66,7 +66,7 @@ class TrainJob:
     @property
     def folder(self) -> Path:
         """Where checkpoints and logs go; a recipe to compare with may share `out` with others."""
-        return self.out / (Path(self.file).stem if self.recipe.reconstructs else self.recipe.name)
+        return self.out / Path(self.file).stem
 
     @property
     def file(self) -> str:
@@ -251,11 +251,11 @@ def _check_generation(job: TrainJob) -> None:
         from ..models.checkpoints import load_weights
         from ..models.generator import WristGenerator
 
-        load_weights(job.initial, WristGenerator(_generator(job)))
+        load_weights(job.initial, WristGenerator(generator_of(job)))
 
 
-def _generator(job: TrainJob):
-    """Sizes of the generator that is trained."""
+def generator_of(job: TrainJob):
+    """Sizes of nano's generator, less what the recipe is trained without."""
     from ..models.generator import PARTS, GeneratorConfig
 
     return GeneratorConfig(without=tuple(part for part in job.recipe.without if part in PARTS))
@@ -295,7 +295,7 @@ def _train_generation(job: TrainJob) -> tuple[Path, dict[str, float]]:
         _clips(job, job.splits),
         job.schedule,
         job.out,
-        config=_generator(job),
+        config=generator_of(job),
         initial=job.initial,
         validation=held,
         file=job.file,

@@ -3,7 +3,7 @@
 They learn from the episodes that `nearest` looks in, never from one that is scored, and lie in a
 folder that follows from all that decides them (data, keys, size, schedule): the next evaluation on
 the same data finds them. A recipe takes part by having a row in `augment.recipe.DIRECT`, in
-`augment.schedule.DEFAULTS` and in `jobs.baseline_stages`.
+`augment.schedule.DEFAULTS` and in `jobs.baseline_stages.BASELINE_STAGES`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Trained:
 
 def trains_itself(recipe) -> bool:
     """Whether `evaluate` trains the recipe where it is not trained yet."""
-    from ..augment.schedule import DEFAULTS
+    from .baseline_stages import BASELINE_STAGES
 
-    return not recipe.reconstructs and (recipe.name, STAGE) in DEFAULTS
+    return (recipe.generator, STAGE) in BASELINE_STAGES
 
 
 def compared_size(ways) -> tuple[int, int] | None:
@@ -115,7 +115,7 @@ def _train(args: argparse.Namespace, pairs, recipe, device: str, say) -> Trained
         job = replace(job, out=cache_folder() / "baselines" / f"{recipe.name}-{mark}")
     text = same_job(job, plan)
     with interrupt.armed(), alone(job.folder):
-        file = job.out / f"{recipe.name}.safetensors"
+        file = job.out / job.file
         known = job.folder / PLAN
         if not (file.exists() and known.exists() and known.read_bytes() == text):
             say(f"training {recipe.name} for {job.schedule.steps} steps in {job.out}")

@@ -16,32 +16,60 @@ from .errors import WeightsError
 
 
 def save_weights(
-    path: Path, network: nn.Module, config: dict, *, dtype: torch.dtype = torch.float16
+    path: Path,
+    network: nn.Module,
+    config: dict,
+    *,
+    dtype: torch.dtype = torch.float16,
+    training: Mapping | None = None,
 ) -> None:
-    """Write a network's state and its configuration; floats are stored as `dtype`."""
+    """Write a network's state and its configuration; floats are stored as `dtype`.
+
+    Args:
+        training: how it was trained, for `read_training`.
+    """
     state = {
         name: value.detach().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in network.state_dict().items()
     }
-    write_tensors(path, state, config)
+    write_tensors(path, state, config, training)
 
 
-def write_tensors(path: Path, state: Mapping[str, Tensor], config: Mapping) -> None:
+def write_tensors(
+    path: Path, state: Mapping[str, Tensor], config: Mapping, training: Mapping | None = None
+) -> None:
     """Write named tensors with their configuration in the header; the file is whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.staged")
     kept = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(kept, staged, metadata={"config": json.dumps(config, sort_keys=True)})
+    headers = {"config": config, **({} if training is None else {"training": training})}
+    metadata = {name: json.dumps(value, sort_keys=True) for name, value in headers.items()}
+    save_file(kept, staged, metadata=metadata)
     with open(staged, "rb") as file:
         os.fsync(file.fileno())
     os.replace(staged, path)
 
 
+def read_training(path: Path) -> dict:
+    """How a weights file was trained, as it was written; {} where it does not say."""
+    return json.loads(_metadata(path).get("training", "{}"))
+
+
 def read_config(path: Path) -> dict:
     """The configuration in a weights file's header."""
+    metadata = _metadata(path)
+    if "config" not in metadata:
+        raise WeightsError(
+            f"{path}: has no configuration in its header; it was not written by "
+            "`wristaugment train`"
+        )
+    return json.loads(metadata["config"])
+
+
+def _metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except FileNotFoundError:
         raise WeightsError(
             f"{path}: no such weights file; name a folder that has it with --weights, or make it "
@@ -51,12 +79,6 @@ def read_config(path: Path) -> dict:
         raise WeightsError(
             f"{path}: not a readable safetensors file ({error}); fetch or train it again"
         ) from None
-    if "config" not in metadata:
-        raise WeightsError(
-            f"{path}: has no configuration in its header; it was not written by "
-            "`wristaugment train`"
-        )
-    return json.loads(metadata["config"])
 
 
 def mismatch(

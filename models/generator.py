@@ -88,8 +88,11 @@ class Condition:
 
     def twice(self) -> Condition:
         """Every clip of the batch two times, without cameras."""
-        values: dict[str, Any] = vars(self)
-        return Condition(**{k: torch.cat([v, v]) for k, v in values.items() if k != "views"})
+        values: dict[str, Any] = dict(vars(self), views=None)
+        doubled: dict[str, Any] = {
+            k: v if v is None else torch.cat([v, v]) for k, v in values.items()
+        }
+        return Condition(**doubled)
 
 
 class Neighbours(nn.Module):

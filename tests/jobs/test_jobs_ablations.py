@@ -24,32 +24,39 @@ SHORT = ("--steps", "1", "--batch", "1", "--episodes", "1", "--warmup", "0", "--
 @pytest.mark.parametrize("part", ABLATIONS)
 def test_an_ablation_has_files_of_its_own_for_what_is_trained_without_it(part):
     files = {need.part: need.main for need in requirements(f"nano-no-{part}")}
-    other = "reconstruction" if part == "spc" else "generation"
+    other, stage = ("generation", "reconstruction")[:: -1 if part == "spc" else 1]
     assert files.pop(other) == f"{other}-no-{part}.safetensors"
-    (stage,) = files
-    assert files[stage] == f"{stage}.safetensors"
+    # The projection is all that stage 1 is for.
+    assert list(files.items()) == ([] if part == "map" else [(stage, f"{stage}.safetensors")])
     assert get_recipe(f"nano-no-{part}").without == (part,)
 
 
 def test_a_generator_without_a_part_is_trained_beside_the_whole_one(tmp_path, capsys):
     shutil.copyfile(NANO / "reconstruction.safetensors", tmp_path / "reconstruction.safetensors")
-    line = ["train", "generation", "--recipe", "nano-no-map", *SOURCE, "--out", str(tmp_path)]
-    assert cli.main([*line, *SHORT]) == 0
-    made = tmp_path / "generation-no-map.safetensors"
-    assert read_config(made)["without"] == ["map"]
-    assert (tmp_path / "generation-no-map" / "log.jsonl").exists()
+    for part in ("map", "clip"):
+        recipe = f"nano-no-{part}"
+        line = ["train", "generation", "--recipe", recipe, *SOURCE, "--out", str(tmp_path)]
+        assert cli.main([*line, *SHORT]) == 0
+        made = tmp_path / f"generation-no-{part}.safetensors"
+        assert read_config(made)["without"] == [part]
+        assert (tmp_path / made.stem / "log.jsonl").exists()
     assert not (tmp_path / "generation.safetensors").exists()
     report = tmp_path / "figures.json"
     scored = ["evaluate", *SOURCE, "--against", "observation/wrist_image_left", "--episodes", "1"]
-    scored += ["--recipes", "nano-no-map", "--weights", str(tmp_path), "--json", str(report)]
-    assert cli.main(scored) == 0
+    scored += ["--recipes", "nano-no-map,nano-no-clip", "--weights", str(tmp_path)]
+    assert cli.main([*scored, "--json", str(report)]) == 0
     figures = json.loads(report.read_text())
-    assert set(figures["weights"]["nano-no-map"]) >= {"generation-no-map.safetensors"}
-    assert figures["recipes"]["nano-no-map"]["psnr"]["mean"] > 5
+    assert set(figures["weights"]["nano-no-clip"]) == {
+        "generation-no-clip.safetensors", "reconstruction.safetensors"
+    }  # fmt: skip
+    assert set(figures["weights"]["nano-no-map"]) == {"generation-no-map.safetensors"}
+    assert figures["trained"]["nano-no-map"]["steps"] == 1
+    for row in figures["recipes"].values():
+        assert row["psnr"]["mean"] > 5
     # Without --weights there is nothing to run it with, and that is said.
     capsys.readouterr()
-    assert cli.main([*scored[:-4], "--json", str(tmp_path / "none.json")]) == 2
-    assert "generation-no-map.safetensors" in capsys.readouterr().err
+    assert cli.main([*scored[:-3], "nano-no-clip", "--json", str(tmp_path / "none.json")]) == 2
+    assert "generation-no-clip.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", ["nano", "nano-no-spc"])

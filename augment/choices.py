@@ -64,7 +64,10 @@ def choose_pose(known: Known) -> Choice:
 
 
 def choose_depth(known: Known) -> Choice:
-    """Whose depth `auto` takes: `recorded` or `predicted`."""
+    """Whose depth `auto` takes: `recorded` or `predicted`.
+
+    It does not fuse over time: on short clips that gained less than the intervals are wide.
+    """
     if known.depth and known.calibrated:
         return Choice("recorded", "every anchor has depth and calibration")
     if known.depth:

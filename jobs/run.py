@@ -125,8 +125,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--mount",
         metavar="FILE",
-        help="with --pose rigid: the hand camera's mount, as `wristaugment mount` writes it "
-        "(default: the dataset's own)",
+        help="the hand camera's mount, as `wristaugment mount` writes it, for --pose rigid "
+        "(default: the dataset's own) and for auto where it has none and calibrated anchors",
     )
     how.add_argument(
         "--geometry",

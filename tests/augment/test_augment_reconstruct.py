@@ -226,6 +226,10 @@ def test_a_rigid_pose_with_calibrated_anchors_takes_the_mount_that_is_given(epis
     truth = episode.measured_wrist_pose()
     np.testing.assert_allclose(found.wrist_pose.numpy(), truth, atol=1e-5)
     assert "the mount of --mount" in found.notes["pose"] and "degrees" in found.notes["pose"]
+    auto = reconstruct(network, blind, recipe, mount=episode.wrist_mount)
+    np.testing.assert_array_equal(auto.wrist_pose, found.wrist_pose)
+    without = reconstruct(network, blind, recipe)
+    assert without.notes["pose"].startswith("head") and "`wristaugment mount`" in str(without.notes)
     moved = episode.wrist_mount.copy()
     moved[:3, 3] += (0, 0, 0.02)
     found = reconstruct(network, episode, recipe, pose="rigid", mount=moved)

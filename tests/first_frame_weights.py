@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from wristaugment.models import libraries  # noqa: F401  (the door to diffusers)
@@ -25,11 +26,13 @@ def write_pipeline(root: Path, name: str) -> Path:
 
 
 def _svd(folder: Path) -> None:
-    from diffusers import (
+    from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
         AutoencoderKLTemporalDecoder,
-        EulerDiscreteScheduler,
+    )
+    from diffusers.models.unets.unet_spatio_temporal_condition import (
         UNetSpatioTemporalConditionModel,
     )
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
     from transformers import CLIPVisionModelWithProjection
 
     UNetSpatioTemporalConditionModel(
@@ -43,9 +46,11 @@ def _svd(folder: Path) -> None:
         projection_class_embeddings_input_dim=3 * 8,
         num_frames=4,
     ).save_pretrained(folder / "unet")
-    AutoencoderKLTemporalDecoder(
-        block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4
-    ).save_pretrained(folder / "vae")
+    levels: dict[str, Any] = {  # the library's annotations know one level alone
+        "block_out_channels": (32,) * 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+    }
+    AutoencoderKLTemporalDecoder(**levels).save_pretrained(folder / "vae")
     vision = _vision(width=32, projection=24, side=224)  # what its pipeline resizes to
     CLIPVisionModelWithProjection(vision).save_pretrained(folder / "image_encoder")
     _pictures(folder / "feature_extractor")
@@ -59,7 +64,8 @@ def _svd(folder: Path) -> None:
 
 
 def _wan(folder: Path) -> None:
-    from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
     from transformers import CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
     WanTransformer3DModel(
@@ -84,7 +90,10 @@ def _wan(folder: Path) -> None:
 
 
 def _cosmos(folder: Path) -> None:
-    from diffusers import CosmosTransformer3DModel, FlowMatchEulerDiscreteScheduler
+    from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+        FlowMatchEulerDiscreteScheduler,
+    )
     from transformers import T5Config, T5EncoderModel
 
     CosmosTransformer3DModel(
@@ -106,7 +115,7 @@ def _cosmos(folder: Path) -> None:
 
 
 def _video_autoencoder(folder: Path) -> None:
-    from diffusers import AutoencoderKLWan
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     AutoencoderKLWan(
         base_dim=4,

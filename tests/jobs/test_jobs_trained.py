@@ -35,14 +35,14 @@ def source(root) -> list[str]:
     return ["--dataset", "droid", "--data-dir", str(root)]
 
 
-def evaluate(root, tmp_path, *more, code=0):
-    """What --json holds."""
+def evaluate(root, tmp_path, *more, code=0) -> dict:
+    """What --json holds; nothing where the command is to end with another code."""
     path = tmp_path / "figures.json"
     line = ["evaluate", *source(root), "--against", RIGHT, "--anchor-keys", LEFT]
     line += ["--recipes", "pix2pix,anchor", "--episodes", "3", "--baseline-steps", str(STEPS)]
     line += ["--json", str(path), *map(str, more)]
     assert cli.main(line) == code
-    return json.loads(path.read_text()) if code == 0 else None
+    return json.loads(path.read_text()) if code == 0 else {}
 
 
 def test_it_is_trained_once_on_what_is_not_scored_and_found_again(small, lab, tmp_path, capsys):

@@ -60,6 +60,12 @@ def picture(record, step: int, size: tuple[int, int]) -> np.ndarray:
     return np.stack([red, green, blue], -1).astype(np.uint8)
 
 
+def confidences(valid: np.ndarray) -> np.ndarray:
+    """[T] float32, another at every step, NaN for a frame that was not made."""
+    told = 0.3 + 0.6 * np.arange(len(valid), dtype=np.float32) / max(1, len(valid))
+    return np.where(valid, told, np.nan).astype(np.float32)
+
+
 def maker(dataset, size: tuple[int, int], *, invalid: int | None = None) -> Make:
     """A `make` that draws `picture` for every step.
 
@@ -73,6 +79,6 @@ def maker(dataset, size: tuple[int, int], *, invalid: int | None = None) -> Make
         valid = np.ones(steps, bool)
         if invalid is not None and invalid < steps:
             valid[invalid], frames[invalid] = False, 0
-        return WristStream(frames, valid, np.ones(steps, np.float32))
+        return WristStream(frames, valid, np.ones(steps, np.float32), confidence=confidences(valid))
 
     return make

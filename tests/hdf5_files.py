@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from copying import confidences
 from wristaugment.readers.episode import WristStream
 from wristaugment.readers.hdf5_dataset import Hdf5Dataset
 from wristaugment.writers.copy import DatasetCopy, ShardResult
@@ -49,7 +50,8 @@ def maker(dataset: Hdf5Dataset):
         valid = np.ones(steps, bool)
         valid[1:2] = False
         seed = 100 * raw.record.shard + raw.record.index
-        return WristStream(made_frames(seed, steps), valid, np.ones(steps, np.float32))
+        frames = made_frames(seed, steps)
+        return WristStream(frames, valid, np.ones(steps, np.float32), confidence=confidences(valid))
 
     return make
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from copying import confidences
 from wristaugment.readers.episode import WristStream
 from wristaugment.readers.lerobot import open_source
 from wristaugment.writers.lerobot import Copy
@@ -38,7 +39,7 @@ def stream_of(raw, steps, size=SIZE):
     frames = np.stack([picture(raw.episode, step, size) for step in range(steps)])
     valid = np.ones(steps, bool)
     frames[-1], valid[-1] = 0, False
-    return WristStream(frames, valid, np.ones(steps, np.float32))
+    return WristStream(frames, valid, np.ones(steps, np.float32), confidence=confidences(valid))
 
 
 def copied(source, out, make=None, dataset=None, **options):

@@ -6,6 +6,7 @@ import shutil
 import av
 import h5py
 import numpy as np
+from copying import confidences
 from wristaugment.readers.droid_raw import open_source
 from wristaugment.readers.episode import WristStream
 from wristaugment.writers.droid_raw import Copy
@@ -78,8 +79,12 @@ def records(dataset):
 
 def stream(steps, seed):
     """A smooth wrist view, every other frame valid."""
+    valid = np.arange(steps) % 2 == 0
     return WristStream(
-        pictures(steps, *SIZE, seed=seed), np.arange(steps) % 2 == 0, np.ones(steps, np.float32)
+        pictures(steps, *SIZE, seed=seed),
+        valid,
+        np.ones(steps, np.float32),
+        confidence=confidences(valid),
     )
 
 

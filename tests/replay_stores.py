@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import zarr
+from copying import confidences
 from wristaugment.readers.episode import WristStream
 from wristaugment.readers.replay_buffer import open_source
 from wristaugment.writers.replay_buffer import Copy
@@ -62,7 +63,8 @@ def zip_store(folder, method=zipfile.ZIP_STORED):
 def stream(steps, seed):
     """Noise as a wrist view, every other frame valid."""
     frames = pictures(steps, *SIZE, seed=100 + seed)
-    return WristStream(frames, np.arange(steps) % 2 == 0, np.ones(steps, np.float32))
+    valid = np.arange(steps) % 2 == 0
+    return WristStream(frames, valid, np.ones(steps, np.float32), confidence=confidences(valid))
 
 
 def noise(dataset):

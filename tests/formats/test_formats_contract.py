@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from copying import maker, picture, write_copy
+from copying import confidences, maker, picture, write_copy
 from format_kinds import KINDS, SIZE
 from wristaugment.jobs.verify_copy import first_difference, is_new
 from wristaugment.readers import open_dataset
 from wristaugment.readers.errors import SourceError
 from wristaugment.readers.formats import FORMATS, recognise
-from wristaugment.writers.copy import VALID
+from wristaugment.writers.copy import CONFIDENCE, VALID
 from wristaugment.writers.formats import open_copy
 
 LOSSY = 8  # grey levels: JPEG and video round colours, and halve their resolution
@@ -88,7 +88,11 @@ def test_everything_is_kept_and_the_stream_is_added(pair):
         assert frames.shape == (steps, *SIZE, 3) and frames.dtype == np.uint8
         valid = made.flags(new, VALID)
         assert valid.astype(bool).tolist() == [step != 2 for step in range(steps)]
-        assert source.flags(old, VALID) is None
+        told = made.flags(new, CONFIDENCE)
+        assert np.array_equal(
+            told.astype(np.float32), confidences(valid.astype(bool)), equal_nan=True
+        )
+        assert source.flags(old, VALID) is None and source.flags(old, CONFIDENCE) is None
 
 
 def test_frames_are_the_same_way_up_as_the_anchors_are_stored(pair):

@@ -51,6 +51,7 @@ def test_a_whole_dataset_comes_out_with_a_wrist_view(made, decode, equal_trees):
             for step in new["steps"]:
                 pictures.append(step["observation"].pop("wrist_rgb"))
                 assert step["observation"].pop("wrist_valid") in (True, False)
+                assert np.isnan(step["observation"].pop("wrist_confidence"))
             equal_trees(old, new)
             assert len(pictures) == len(old["steps"])
             assert all(p.shape == (32, 48, 3) and p.dtype == np.uint8 for p in pictures)

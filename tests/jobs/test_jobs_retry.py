@@ -49,7 +49,8 @@ class Noisy:
         valid = np.arange(T) != 2
         frames[2] = 0
         coverage = rng.random(T, dtype=np.float32)
-        return WristStream(frames, valid, coverage, notes={"pose": "noise"})
+        told = np.where(valid, rng.random(T), np.nan).astype(np.float32)
+        return WristStream(frames, valid, coverage, notes={"pose": "noise"}, confidence=told)
 
 
 @dataclass

@@ -23,6 +23,11 @@ SIZE = (16, 20)
 KEY = "steps/observation/wrist_rgb"
 
 
+def unknown(steps):
+    """The confidences of a stream of which nothing is known."""
+    return {"steps/observation/wrist_confidence": [float("nan")] * steps}
+
+
 def make_copy(source, out, *, ledger=True, failing=(), **options):
     """A finished copy, with the ledger that a job leaves beside it."""
     dataset = open_dataset(source, "droid")
@@ -211,7 +216,7 @@ def invalid_but_bright(steps):
         (too_few, "5 for 6 steps"),
         (too_few_flags, "5 for 6 steps"),
         (wrong_size, "step 0 is 8x8, not 16x20"),
-        (invalid_but_bright, "step 5 is marked as not valid, but is not black"),
+        (invalid_but_bright, "step 5: a frame marked as not made"),
     ],
 )
 def test_bad_new_frames_are_named(whole, droid_source, check, change, found):
@@ -219,7 +224,7 @@ def test_bad_new_frames_are_named(whole, droid_source, check, change, found):
     source = next(droid_source.glob("*train*00000-of*"))
     old = [place.payload for place in read_frames(source)][1]
     pictures, flags = change(6)
-    extra = addition({KEY: pictures}, {"steps/observation/wrist_valid": flags})
+    extra = addition({KEY: pictures}, {"steps/observation/wrist_valid": flags}, unknown(len(flags)))
     patch_record(shard, 1, lambda payload: old + extra)
     code, report = check(out, droid_source)
     problem = report["problems"][0]
@@ -232,7 +237,8 @@ def test_frames_changed_in_good_form_differ_from_the_ledger(whole, droid_source,
     blob = encode_jpeg(other, 95)
     source = next(droid_source.glob("*train*00000-of*"))
     old = next(place.payload for place in read_frames(source))
-    extra = addition({KEY: [blob] * 4}, {"steps/observation/wrist_valid": [1] * 4})
+    valid = {"steps/observation/wrist_valid": [1] * 4}
+    extra = addition({KEY: [blob] * 4}, valid, unknown(4))
     patch_record(shard, 0, lambda payload: old + extra)
     code, report = check(out, droid_source)
     found = [problem["found"] for problem in report["problems"]]

@@ -30,7 +30,7 @@ def main(folder: str, split: str, key: str) -> dict:
         other = hashlib.sha256()
         for step in steps:
             observation = step[rlds.OBSERVATION]
-            for name in sorted(set(observation) - {key, "wrist_valid"}):
+            for name in sorted(set(observation) - {key, "wrist_valid", "wrist_confidence"}):
                 other.update(observation[name].numpy().tobytes())
         rows.append(
             {

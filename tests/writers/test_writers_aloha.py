@@ -74,7 +74,7 @@ def test_the_copy_has_all_and_the_new_camera(sources, kind, tmp_path):
     assert all(result.bad == [] for result in results) and len(results) == 4
     copied = aloha.open_source(target(source, copy))
     more = {key.split("[")[0] for key in assert_kept(source, copied)}
-    added = {"observations/images/cam_wrist", "observations/wrist_valid"}
+    added = {f"observations/{k}" for k in ("images/cam_wrist", "wrist_valid", "wrist_confidence")}
     assert more - {"compress_len"} == added and ("compress_len" in more) == (kind == "jpeg")
     for raw in records(copied):
         frames = made_frames(100 * raw.record.shard, 8)

@@ -79,7 +79,7 @@ def test_all_that_was_there_is_in_the_copy_and_the_new_stream_beside_it(
             assert new[name].startswith(data[: before.start_dir])
             count = len(before.infolist())
             names = [entry.filename for entry in after.infolist()]
-            assert names[count:] == [f"{key}.npy", "wrist_valid.npy"]
+            assert names[count:] == [f"{key}.npy", "wrist_valid.npy", "wrist_confidence.npy"]
             for a, b in zip(before.infolist(), after.infolist(), strict=False):
                 assert (a.filename, a.CRC, a.date_time) == (b.filename, b.CRC, b.date_time)
             assert after.infolist()[-1].date_time == (1980, 1, 1, 0, 0, 0)
@@ -90,6 +90,9 @@ def test_all_that_was_there_is_in_the_copy_and_the_new_stream_beside_it(
             assert np.array_equal(arrays[key], want.frames[0])
             assert arrays["wrist_valid"].dtype == bool and arrays["wrist_valid"].shape == ()
             assert arrays["wrist_valid"] == want.valid[0]
+            told = arrays["wrist_confidence"]
+            assert told.dtype == np.float32 and told.shape == ()
+            assert np.array_equal(told, want.confidence[0], equal_nan=True)
     again = open_source(copy.folder, plain=True)
     assert _contents(again, copy.new_keys) == _contents(open_source(source))
     for raw in kit.raws(again):
@@ -172,7 +175,7 @@ def test_replace_overwrites_in_the_copy_alone(handed, tmp_path):
             assert archive.testzip() is None
         with np.load(handed / name) as old, np.load(path) as new:
             keys = [key for key in old.files if key != "rgb_gripper"]
-            assert new.files == [*keys, "rgb_gripper", "wrist_valid"]
+            assert new.files == [*keys, "rgb_gripper", "wrist_valid", "wrist_confidence"]
             assert all(np.array_equal(old[key], new[key]) for key in keys)
             want = kit.stream(np.array([int(path.stem[8:])])).frames[0]
             assert np.array_equal(new["rgb_gripper"], want)

@@ -53,6 +53,10 @@ def test_copy_holds_the_source_and_the_new_stream(source, tmp_path):
         assert frames.shape == (steps, *SIZE, 3) and frames.dtype == np.uint8
         assert np.abs(frames.astype(int) - made.frames).mean() < 6
         assert b.flags(new, "wrist_valid").tolist() == made.valid.tolist()
+        told = b.flags(new, "wrist_confidence").astype(np.float32)
+        assert np.array_equal(told, made.confidence, equal_nan=True)
+        sidecar = b.file_of(new.record) / "wristaugment.json"
+        assert "NaN" not in sidecar.read_text()  # which is no JSON
         own = ("recordings/MP4/wrist_rgb", "wristaugment.json:wrist_rgb")
         kept = [item for item in b.content(new) if item[0] not in own]
         assert kept == list(a.content(old))

@@ -142,7 +142,9 @@ def test_the_metadata_names_it(original, tmp_path):
     assert new == expected
     for path in sorted((copy.folder / "meta" / "wristaugment").iterdir()):
         table = pq.read_table(path)
-        assert table.column_names == ["episode_index", "frame_index", "wristaugment.wrist_valid"]
+        flags = [f"wristaugment.{name}" for name in ("wrist_valid", "wrist_confidence")]
+        assert table.column_names == ["episode_index", "frame_index", *flags]
+        assert table.schema.field(flags[1]).type == "float"
         assert table.schema.metadata[b"description"] == b"synthetic, for tests"
 
 

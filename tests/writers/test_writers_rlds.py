@@ -25,7 +25,8 @@ COLOUR = (200, 30, 60)
 
 def stream(steps, size=SIZE, valid=True):
     frames = np.full((steps, *size, 3), COLOUR, np.uint8)
-    return WristStream(frames, np.full(steps, valid), np.ones(steps, np.float32))
+    told = np.linspace(0.25, 0.75, steps, dtype=np.float32)
+    return WristStream(frames, np.full(steps, valid), np.ones(steps, np.float32), confidence=told)
 
 
 def constant(dataset):
@@ -58,6 +59,10 @@ def take_wrist(rows):
     for row in rows:
         frames = [step["observation"].pop("wrist_rgb") for step in row["steps"]]
         valid = [step["observation"].pop("wrist_valid") for step in row["steps"]]
+        told = [step["observation"].pop("wrist_confidence") for step in row["steps"]]
+        assert all(value.dtype == np.float32 for value in told)
+        expected = np.linspace(0.25, 0.75, len(told), dtype=np.float32)
+        assert np.isnan(told).all() or np.array_equal(told, expected)
         out.append((np.stack(frames), np.stack(valid)))
     return out
 
@@ -208,6 +213,7 @@ def test_replace_takes_the_old_stream_out_and_leaves_the_rest(
             for a, b in zip(before["steps"], after["steps"], strict=True):
                 assert np.abs(b["observation"].pop("wrist_image_left") - COLOUR).max() <= 4
                 assert b["observation"].pop("wrist_valid")
+                b["observation"].pop("wrist_confidence")
                 a["observation"].pop("wrist_image_left")
     equal_trees(new, old)
     for shard in copy.shards:

@@ -71,6 +71,7 @@ def test_tfds_reads_the_copy_and_every_record_is_kept(boxed, tmp_path, equal_tre
             assert frame.shape == (*SIZE, 3)
             assert abs(float(frame.mean()) - 40 - 30 * place[number]) <= 2
             assert bool(step["observation"].pop("wrist_valid"))
+            assert np.isnan(step["observation"].pop("wrist_confidence"))
     equal_trees(got, want)
     info = json.loads((copy.folder / "dataset_info.json").read_text())
     assert info["splits"][0]["numBytes"] == str(sum(map(len, payloads(copy.folder))))

@@ -91,6 +91,7 @@ def test_dlimp_style_trajectories_hold_the_new_stream(tf, tfds, copied, droid_so
         index = number % 3
         pictures = row["observation"].pop(KEY)
         valid = row["observation"].pop(VALID)
+        assert row["observation"].pop("wrist_confidence").dtype == tf.float32
         length = len(old["is_first"])
         assert pictures.dtype == tf.string and pictures.shape == (length,)
         for step, blob in enumerate(pictures.numpy()):
@@ -143,6 +144,9 @@ def test_a_parser_that_knows_only_the_features_reads_a_record(tf, tfds, copied):
         ),
         f"steps/observation/{VALID}": tf.io.FixedLenSequenceFeature(
             (), tf.int64, allow_missing=True
+        ),
+        "steps/observation/wrist_confidence": tf.io.FixedLenSequenceFeature(
+            (), tf.float32, allow_missing=True
         ),
         "steps/observation/cartesian_position": tf.io.FixedLenSequenceFeature(
             (6,), tf.float32, allow_missing=True

@@ -63,6 +63,7 @@ def test_the_new_camera_goes_beside_the_others(bare, tmp_path, decode, equal_tre
         frame = step.pop("wrist_rgb")
         assert frame.shape == (6, 8, 3) and abs(int(frame.mean()) - 40 - 20 * number) <= 2
         assert bool(step.pop("wrist_valid")) is (number != 1)
+        assert np.isnan(step.pop("wrist_confidence"))
     equal_trees(got, old)
     described = Features(folder / "features.json")
     assert [leaf.key for leaf in described.pictures()] == ["image", "wrist_rgb"]

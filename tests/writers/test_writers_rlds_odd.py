@@ -75,6 +75,7 @@ def test_a_legacy_dataset_with_slashes_and_ragged_points(slashed, tmp_path, deco
     for step, valid in zip(got[0]["steps"], (True, True, False, True), strict=True):
         assert np.abs(step["observation"].pop("hand/left").astype(int) - 77).max() <= 2
         assert step["observation"].pop("wrist_valid") == valid
+        assert np.isnan(step["observation"].pop("wrist_confidence"))  # the recipe told none
     equal_trees(got, old)
     np.testing.assert_array_equal(  # PNG: the same from either decoder
         frames, np.stack([step["observation"]["cam/front"] for step in old[0]["steps"]])

@@ -63,7 +63,8 @@ def test_the_copy_has_all_and_the_new_stream(sources, name, tmp_path):
     more = assert_kept(source, copied)
     parts = {"obs"} if name == "libero" else {"obs", "next_obs"}
     named = {key.split("[")[0].split("/", 2)[2] for key in more}
-    assert named == {f"{part}/{key}" for part in parts for key in ("wrist_rgb", "wrist_valid")}
+    keys = ("wrist_rgb", "wrist_valid", "wrist_confidence")
+    assert named == {f"{part}/{key}" for part in parts for key in keys}
     for raw, new in zip(records(source), records(copied), strict=True):
         frames = made_frames(100 * raw.record.shard + raw.record.index, 8)
         flags = [True, False, *[True] * 6]
@@ -86,6 +87,9 @@ def test_the_copy_has_all_and_the_new_stream(sources, name, tmp_path):
                 assert np.array_equal(after[:-1], frames[1:])
                 assert np.array_equal(after[-1], frames[-1])
                 assert demo["next_obs/wrist_valid"][()].tolist() == [False, *[True] * 7]
+                now, later = (demo[f"{k}/wrist_confidence"][()] for k in ("obs", "next_obs"))
+                assert now.dtype == np.float32 and np.isnan(now).tolist() == [not f for f in flags]
+                assert np.array_equal(later, [*now[1:], now[-1]], equal_nan=True)
     # What has been added is not taken for a recorded hand camera.
     assert copied.profile.wrist == source.profile.wrist
 

@@ -9,7 +9,7 @@ CORES := $(shell nproc)
 SAMPLE := sample
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install install-test install-sim demo test lint nano sample clean
+.PHONY: install install-test install-sim demo test lint nano ablations fidelity sample clean
 
 install: $(VENV)/.base
 
@@ -73,6 +73,9 @@ lint: install-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+NANO_DATA := --dataset droid --data-dir $(NANO)/corpus
+TRAIN := $(BIN)/wristaugment train
+
 # The embedded weights, from nothing; every step goes on where it was stopped.
 nano: install-sim
 	$(BIN)/wristaugment simulate --workers $(CORES) --steps 8 --depth --split train --episodes 1300 --shards 26 \
@@ -81,13 +84,30 @@ nano: install-sim
 	  --out $(NANO)/corpus
 	$(BIN)/wristaugment simulate --workers $(CORES) --steps 8 --depth --split test --episodes 100 --shards 2 \
 	  --out $(NANO)/corpus
-	$(BIN)/wristaugment train reconstruction --dataset droid --data-dir $(NANO)/corpus \
-	  --out $(NANO) --json $(NANO)/reconstruction.json
-	$(BIN)/wristaugment train generation --dataset droid --data-dir $(NANO)/corpus --episodes 800 \
-	  --out $(NANO) --json $(NANO)/generation.json
-	$(BIN)/wristaugment evaluate --dataset droid --data-dir $(NANO)/corpus --split test \
-	  --against observation/wrist_image_left --weights $(NANO) --episodes 100 \
-	  --recipes nano,nano:head,projection,mean,anchor --json $(NANO)/evaluation.json
+	$(TRAIN) reconstruction $(NANO_DATA) --out $(NANO) --json $(NANO)/reconstruction.json
+	$(TRAIN) generation $(NANO_DATA) --episodes 800 --out $(NANO) --json $(NANO)/generation.json
+	$(TRAIN) confidence $(NANO_DATA) --out $(NANO) --json $(NANO)/confidence-fit.json
+
+# What nano is compared with, and nano with a part left out, each trained for as many steps.
+ablations: install-sim
+	$(TRAIN) generation --recipe pix2pix $(NANO_DATA) --episodes 800 --steps 1200 --out $(NANO)
+	mkdir -p $(NANO)/ablation/heads
+	cp $(NANO)/reconstruction.safetensors $(NANO)/ablation/
+	ln -sfn ../cache $(NANO)/ablation/cache
+	for recipe in nano nano-no-clip nano-no-map; do \
+	  $(TRAIN) generation --recipe $$recipe $(NANO_DATA) --episodes 800 --steps 400 \
+	    --out $(NANO)/ablation || exit; done
+	for recipe in nano nano-no-spc; do \
+	  $(TRAIN) wrist --recipe $$recipe $(NANO_DATA) --episodes 500 --steps 500 \
+	    --init $(NANO)/reconstruction.safetensors --out $(NANO)/ablation/heads || exit; done
+	cp $(NANO)/ablation/generation.safetensors $(NANO)/ablation/heads/
+	cp $(NANO)/ablation/generation-no-map.safetensors $(NANO)/
+
+# Every figure and the picture that the README shows of nano (after `make nano ablations`).
+fidelity: install-sim
+	$(BIN)/python benchmarks/fidelity.py --corpus $(NANO)/corpus --weights $(NANO) \
+	  --ablations $(NANO)/ablation --out $(NANO)/fidelity --json $(NANO)/fidelity.json \
+	  --readme README.md --picture docs/nano.jpg
 
 # The embedded sample: a dozen held-out episodes with scenes that no other split has.
 sample: install-sim

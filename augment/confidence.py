@@ -146,7 +146,7 @@ class Confidence:
         """Write it as JSON that people can read."""
         from ..writers.atomic import write_atomic
 
-        said = _rounded({"format": _FORMAT, "what": __doc__.split("\n")[0], **asdict(self)})
+        said = _rounded({"format": _FORMAT, "what": (__doc__ or "").split("\n")[0], **asdict(self)})
         said["domain"]["statistics"] = list(PICTURE)
         said["features"] = FEATURES
         # A row of numbers on a line of its own.

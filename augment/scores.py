@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -220,7 +220,7 @@ def fvd(
 def _rank(expected: np.ndarray, ssim: np.ndarray, psnr: np.ndarray) -> float:
     if len(expected) < 3 or np.ptp(expected) == 0 or np.ptp(ssim) == 0:
         return float("nan")
-    return float(spearmanr(expected, ssim).statistic)
+    return cast(Any, spearmanr(expected, ssim)).statistic
 
 
 def _best_half(expected: np.ndarray, ssim: np.ndarray, psnr: np.ndarray) -> float:

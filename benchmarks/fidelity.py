@@ -2,7 +2,7 @@
 
     python benchmarks/fidelity.py --corpus runs/nano/corpus --weights runs/nano [--episodes N]
         [--parts table,ablation,mount,confidence,temporal] [--out runs/nano/fidelity] [--json FILE]
-        [--readme README.md] [--picture docs/nano.png]
+        [--readme README.md] [--picture docs/nano.jpg]
 
 The corpus is a simulated one (`make nano` makes it); what is scored is its test split, whose scenes
 no training saw. Parts:
@@ -126,13 +126,10 @@ def table(bench: Bench) -> None:
 
 def ablation(bench: Bench) -> None:
     """WristWorld's table 4: what each part gives, with equal training."""
-    where = ["--weights", bench.args.ablations]
-    generators = bench.evaluate(
-        "ablation", *where, "--recipes", "nano,nano-no-clip,nano-no-sweep,nano-no-map"
-    )
-    heads = bench.evaluate(
-        "ablation-spc", *where, "--recipes", "nano,nano-no-spc", "--pose", "head"
-    )
+    ways = ["--weights", bench.args.ablations, "--recipes", "nano,nano-no-clip,nano-no-map"]
+    generators = bench.evaluate("ablation", *ways)
+    ways = ["--weights", bench.args.ablations / "heads", "--recipes", "nano,nano-no-spc"]
+    heads = bench.evaluate("ablation-spc", *ways, "--pose", "head")
     bench.results["ablation"] = {"generators": generators, "heads": heads}
     for report in (generators, heads):
         for way in report["recipes"]:

@@ -24,7 +24,7 @@ FILE = "confidence.json"
 CLIP = 3.0  # standard deviations that a feature can be away from its mean and count for more
 RIDGE = 24.0  # rows that a weight of nothing counts as
 SHRINK = 0.1  # of the covariance of picture statistics, towards none
-SURE = 90.0  # percentile of held-out episodes' distances up to which one is surely of the kind
+SURE = 95.0  # percentile of held-out episodes' distances up to which one is surely of the kind
 # What `frame_features` tells of a frame, and of pictures.
 FEATURES = {
     "coverage": "share of the frame that the condition map covers",
@@ -266,7 +266,7 @@ def fit_regression(
 def fit_domain(episodes: list[np.ndarray], folds: int = 10) -> Domain:
     """The domain of episodes' picture statistics, each [T, S, D].
 
-    `edge` is the 90th percentile of the mean distances of episodes that were left out (every tenth
+    `edge` is the 95th percentile of the mean distances of episodes that were left out (every tenth
     in turn); `far` lies behind it by half of what it lies behind their median.
     """
     folds = min(folds, len(episodes))

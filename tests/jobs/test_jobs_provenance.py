@@ -26,7 +26,15 @@ def test_the_manifest_tells_how_every_episode_was_made(out, lab):
     assert (manifest["frames"], manifest["valid_frames"]) == (8 * lab.steps, 8 * lab.steps)
     assert len(manifest["records"]) == 8
     assert manifest["records"][3]["record"] == "train/1/1"
-    assert set(manifest["records"][3]) == {"record", "frames", "valid", "coverage", "notes"}
+    assert set(manifest["records"][3]) == {
+        "record",
+        "frames",
+        "valid",
+        "below",
+        "confidence",
+        "coverage",
+        "notes",
+    }
     ledger = (out / ".wristaugment" / "shards").glob("*.json")
     added = sorted(
         json.loads(path.read_text())["result"]["facts"]["added_sha256"] for path in ledger

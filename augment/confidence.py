@@ -50,6 +50,7 @@ PICTURE = (
     *("edges x1", "edges y1", "edges x2", "edges y2", "edges x4", "edges y4"),
     *("flatness", "dark", "bright", "top less rest"),
 )
+LEAST = 1e-4  # expected of a frame that was made; 0 says that it could not be
 PLAIN = tuple(name for name in FEATURES if name not in FLAGS)
 _FORMAT = 1
 
@@ -199,11 +200,16 @@ def load_confidence(
     return found, f"expected SSIM, fitted on {found.about.get('fitted_on', 'unknown data')}"
 
 
+def mark_unmade(confidence: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """Confidences [T] with 0 for the frames that could not be made, and for them alone."""
+    return np.where(made, np.maximum(confidence, LEAST), 0).astype(np.float32)
+
+
 def apply_threshold(stream: WristStream, least: float | None) -> None:
     """Mark frames not valid whose expected SSIM is below `least`; their pixels stay."""
     if least is None or stream.confidence is None:
         return
-    # NaN is of a frame that could not be made, and is not valid already.
+    # NaN is of a frame of which nothing is known.
     with np.errstate(invalid="ignore"):
         stream.valid = np.asarray(stream.valid, bool) & ~(stream.confidence < np.float32(least))
 

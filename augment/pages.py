@@ -161,10 +161,10 @@ def _details(stream: WristStream, name: str) -> str:
     if confidence is not None:
         mean, low, high = (f(confidence) for f in (np.nanmean, np.nanmin, np.nanmax))
         said.append(f"expected SSIM {mean:.2f} on average, {low:.2f} to {high:.2f}")
-        below = int((~valid & np.isfinite(confidence)).sum())
+        below = int((~valid & (confidence > 0)).sum())
         if below:
             said.append(f"{below} of {len(valid)} frames are below the quality asked for")
-    bad = int((~valid).sum() if confidence is None else np.isnan(confidence).sum())
+    bad = int((~valid).sum() if confidence is None else (~valid & ~(confidence > 0)).sum())
     if bad:
         said.append(f"{bad} of {len(valid)} frames could not be made well")
     return f"{name} - " + "; ".join(said)

@@ -19,7 +19,7 @@ from ..models.vggt import VGGT, VGGTConfig
 from ..readers.episode import Episode, WristStream
 from ..readers.errors import SourceError
 from .choices import split_geometry
-from .confidence import Confidence, load_confidence
+from .confidence import Confidence, load_confidence, mark_unmade
 from .frame_features import frame_features, picture_statistics
 from .fuse import fuse_static
 from .generate import ClipGenerator, clip_joins
@@ -241,7 +241,7 @@ class Augmenter:
         else:
             with clock("confidence"):
                 confidence, notes["confidence"] = self._confidence(episode, found, maps, frames, K)
-            confidence[~valid] = np.nan
+            confidence = mark_unmade(confidence, valid)
         frames[~valid] = 0
         return WristStream(
             frames=frames,

@@ -8,8 +8,7 @@ from collections.abc import Collection
 import numpy as np
 
 RUN_AGAIN = "run the same job again into a new --out"
-# A frame that is not valid, and of which nothing is expected, could not be made.
-NOT_BLACK = "a frame marked as not made (not valid, without a confidence) is not black"
+NOT_BLACK = "a frame marked as not made (not valid, nothing expected of it) is not black"
 BLACK = 4  # grey levels: a frame marked as not valid may be no brighter, after JPEG and video
 _COUNTED = ("records", "frames", "valid_frames", "left_out", "placeholders")
 
@@ -29,6 +28,11 @@ def wrong_confidence(confidence: np.ndarray, valid: np.ndarray) -> str | None:
     if len(known) and np.isnan(confidence[valid.astype(bool)]).any():
         return "a valid frame has no confidence, unlike others of its episode"
     return None
+
+
+def unmade(valid: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """[T] bool: frames that could not be made: not valid, with a confidence of 0 or none."""
+    return ~np.asarray(valid, bool) & ~(np.asarray(confidence) > 0)
 
 
 class Findings:

@@ -44,8 +44,8 @@ third-person views {", ".join(f"`{key}`" for key in plan["anchor_keys"]) or "of 
 {origin}
 `wrist_valid` is False for a frame that could not be made (that frame is black), and for one of
 which a lower SSIM is expected than was asked for (its pixels are there).
-`wrist_confidence` is the SSIM that is expected of a frame, from 0 to 1, told without the truth; NaN
-where nothing is known.
+`wrist_confidence` is the SSIM that is expected of a frame, from 0 to 1, told without the truth; 0
+for one that could not be made, NaN where nothing is known.
 
 - made by: wristaugment {plan["wristaugment"]}, recipe `{plan["recipe"]["name"]}`, \
 pose `{plan["pose"]}`, seed {plan["seed"]}, on {plan["device"]}

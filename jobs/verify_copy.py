@@ -30,7 +30,7 @@ from ..writers.copy import (
     folder_entry,
 )
 from ..writers.formats import open_copy
-from .findings import BLACK, NOT_BLACK, Findings, wrong_confidence
+from .findings import BLACK, NOT_BLACK, Findings, unmade, wrong_confidence
 from .job import description
 from .ledger import FOLDER, Ledger
 from .mirror import release_all
@@ -264,7 +264,7 @@ class Comparison(Findings):
                 self.problem(file, f"holds pictures of {piece.shape[1:]} {piece.dtype}", **where)
                 return
             part = slice(first, first + _PIECE)
-            dark = ~valid[part].astype(bool) & np.isnan(confidence[part])
+            dark = unmade(valid[part], confidence[part])
             if piece[dark].max(initial=0) > BLACK:
                 self.problem(file, NOT_BLACK, **where)
                 return

@@ -12,10 +12,8 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
-
 from ..readers.files import present
-from .findings import BLACK, NOT_BLACK, Findings, wrong_confidence
+from .findings import BLACK, NOT_BLACK, Findings, unmade, wrong_confidence
 from .mirror import release_all
 
 
@@ -343,9 +341,9 @@ class Comparison(Findings):
                 self.problem(
                     file, "is listed as not made, but is marked as valid", record=frame.index
                 )
+        dark = unmade(valid, confidence)
         for step in range(steps):
-            unmade = not valid[step] and np.isnan(confidence[step])
-            if unmade and frames[step].max(initial=0) > BLACK:
+            if dark[step] and frames[step].max(initial=0) > BLACK:
                 self.problem(
                     file,
                     f"step {step}: {NOT_BLACK}",

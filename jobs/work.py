@@ -348,7 +348,7 @@ def quality(record, stream: WristStream) -> dict:
         "record": str(record),
         "frames": frames,
         "valid": round(float(stream.valid.mean()), 4) if frames else 0.0,
-        "below": int((known & ~flags[VALID]).sum()),
+        "below": int(((flags[CONFIDENCE] > 0) & ~flags[VALID]).sum()),
         "confidence": None if mean is None else round(mean, 4),
         "coverage": round(float(stream.coverage.mean()), 4) if frames else 0.0,
         "notes": {key: str(value) for key, value in stream.notes.items()},

@@ -120,7 +120,7 @@ class WristStream:
             None where nothing was made in clips.
         notes: what was chosen and why (pose source, geometry source), for people and manifests.
         seconds: wall time by stage.
-        confidence: [T] float32 in [0, 1], the SSIM that is expected of a frame; NaN for one that
+        confidence: [T] float32 in [0, 1], the SSIM that is expected of a frame; 0 for one that
             could not be made. None where the weights come with nothing to tell it from.
     """
 

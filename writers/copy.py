@@ -310,8 +310,8 @@ def about_flag(name: str, wrist_key: str) -> str:
             "or where its expected SSIM is below what was asked for"
         )
     return (
-        f"the SSIM that is expected of the synthetic frame of {wrist_key}, in [0, 1]; NaN where "
-        "nothing is known of it"
+        f"the SSIM that is expected of the synthetic frame of {wrist_key}, in [0, 1]; 0 where it "
+        "could not be made, NaN where nothing is known of it"
     )
 
 

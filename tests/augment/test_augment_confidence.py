@@ -17,6 +17,7 @@ from wristaugment.augment.confidence import (
     fit_domain,
     fit_regression,
     load_confidence,
+    mark_unmade,
 )
 from wristaugment.augment.scores import Score, summarise
 from wristaugment.readers.episode import WristStream
@@ -147,6 +148,13 @@ def test_frames_below_the_threshold_are_not_valid_and_keep_their_pixels():
     unknown = dataclasses.replace(stream, confidence=None)
     apply_threshold(unknown, 0.9)
     assert unknown.valid.tolist() == valid.tolist()
+
+
+def test_nothing_is_expected_of_a_frame_that_could_not_be_made():
+    told = np.array([0.6, 0.0, 0.3], np.float32)
+    marked = mark_unmade(told, np.array([True, True, False]))
+    assert marked.dtype == np.float32 and marked[0] == told[0] and 0 < marked[1] < 0.001
+    assert marked[2] == 0
 
 
 def test_the_best_half_is_of_the_confidence_not_of_the_truth():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from wristaugment.jobs.expected import About, Expected, least_ssim
-from wristaugment.jobs.findings import wrong_confidence
+from wristaugment.jobs.findings import unmade, wrong_confidence
 from wristaugment.jobs.storage import FolderStorage
 from wristaugment.jobs.streams import StreamStore
 from wristaugment.jobs.work import quality
@@ -39,6 +39,8 @@ def test_the_threshold_is_as_asked_or_the_weights_own():
 def test_quality_counts_what_is_below_apart_from_what_was_not_made():
     said = quality(Record("train", 0, 1), stream([1, 0, 0, 1], [0.75, 0.25, NAN, 0.5]))
     assert (said["confidence"], said["below"], said["valid"]) == (0.5, 1, 0.5)
+    said = quality(Record("train", 0, 1), stream([1, 0, 0, 1], [0.75, 0.25, 0, 0.6]))
+    assert (said["confidence"], said["below"], said["valid"]) == (0.4, 1, 0.5)
     unknown = quality(Record("train", 0, 1), stream([1, 0], None))
     assert (unknown["confidence"], unknown["below"]) == (None, 0)
 
@@ -62,6 +64,11 @@ def test_the_words_say_how_many_fall_below():
     assert "1 frames could not be made" in black[1] and len(black) == 2
     assert "not known" in told(([1, 1], None), least=None).lines()[0]
     assert "nothing was filtered" in told(([1], [0.9]), least=None).lines()[0]
+
+
+def test_a_frame_that_was_not_made_is_told_from_one_that_falls_below():
+    valid, confidence = np.array([1, 0, 0, 0]), np.array([0.0, 0.3, 0.0, NAN])
+    assert unmade(valid, confidence).tolist() == [False, False, True, True]
 
 
 def test_a_kept_stream_has_its_confidence_to_the_bit(tmp_path):

@@ -46,6 +46,7 @@ def swept_views(colors: Tensor, cameras: Cameras | None, t: np.ndarray) -> Swept
         depth=depth[None],
         wrist_K=cameras.wrist_K[t][None],
         wrist_pose=cameras.wrist_pose[t][None].float(),
+        tool=None if cameras.tool is None else cameras.tool[t][None],
     )
 
 

@@ -190,6 +190,7 @@ class Augmenter:
                 geometry.pose,
                 K.expand(T, -1, -1),
                 geometry.wrist_pose,
+                None if episode.eef_pose is None else torch.as_tensor(episode.eef_pose).float(),
             )
         return maps, K.numpy()
 

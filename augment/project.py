@@ -29,6 +29,7 @@ class Cameras:
     Attributes:
         depth: [T, S, h, w] of the anchors; K: [S, 3, 3] at (h, w); pose: [S, 4, 4].
         wrist_K: [T, 3, 3] at the wrist size; wrist_pose: [T, 4, 4].
+        tool: [T, 4, 4] end effector in the base, or None where the data do not say.
     """
 
     depth: Tensor
@@ -36,6 +37,7 @@ class Cameras:
     pose: Tensor
     wrist_K: Tensor
     wrist_pose: Tensor
+    tool: Tensor | None = None
 
 
 @dataclass

@@ -67,7 +67,13 @@ def clip_rows(episode: Episode, augmenter: Augmenter, seed: int) -> dict[str, np
         "nearness": (maps.nearness * 255).round().astype(np.uint8),
         "swept_depth": swept.depth[0].numpy().astype(np.float16),
     }
-    for name in ("K", "pose", "wrist_K", "wrist_pose"):
+    if swept.tool is None:
+        raise SourceError(
+            "has no end-effector poses, by which a generator learns where the hand is",
+            record=episode.record.index,
+            todo="train on a corpus that has them (`wristaugment simulate` writes one)",
+        )
+    for name in ("K", "pose", "wrist_K", "wrist_pose", "tool"):
         steps[f"swept_{name}"] = getattr(swept, name)[0].numpy()
     return plain_rows(episode, recipe) | _in_clips(steps, recipe.clip)
 
@@ -139,6 +145,7 @@ def take_clips(
             depth=rows("swept_depth")[:, :, views].float(),
             wrist_K=rows("swept_wrist_K"),
             wrist_pose=rows("swept_wrist_pose"),
+            tool=rows("swept_tool"),
         ),
     )
     return condition, truth
@@ -220,8 +227,8 @@ def train_generation(
         context, _ = network.encode_context(condition, keep)
         # Without calibrated cameras there is nothing to sweep: the map alone must do then.
         blind = float(torch.rand((), generator=generator)) < unswept
-        swept = None if blind else network.look(condition)
-        clean = network(noisy, sigma, condition, context, swept).float()
+        looked = None if blind else network.look(condition)
+        clean = network(noisy, sigma, condition, context, looked).float()
         # A little of the gradient's error keeps edges that a squared error alone would blur.
         squared = (clean - truth).square().mean()
         absolute = (clean - truth).abs().mean()

@@ -188,7 +188,7 @@ def _clips(job: TrainJob, splits: tuple[str, ...], check=_nothing):
         "reconstruction": file_sha256(job.out / RECONSTRUCTION),
         "recipe": recipe.to_dict(),
         "seed": job.schedule.seed,
-        "layout": 2,  # of the rows: 2 has the cameras
+        "layout": 3,  # of the rows: 2 has the cameras, 3 the tool
     }
     augmenter = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .conditioning import AnchorEncoder, ByteTextEncoder, ContextBuilder
 from .flow import make_schedule
+from .geometry import rescale_intrinsics
 from .libraries import WanTransformer3DModel
-from .sweep import CHANNELS, PLANES, SweptViews, sweep
+from .sweep import CHANNELS, PLANES, TOOL, SweptViews, sweep, tool_planes
 
 MOUNT = 4  # channels of the learnt picture of what is bolted to the camera
 COARSE = 12  # channels that the transformer gives the convolutions, a value for 4 x 4 pixels
@@ -30,7 +31,8 @@ class GeneratorConfig:
             convolutions. swept: channels of what they keep of each swept anchor. mount: (H, W) of
             the learnt picture of what is bolted to the camera, which is resized to half a clip's.
         without: which of `PARTS` it does not look at, for ablations: "map" (the whole projection:
-            condition map and sweep), "clip" (the anchors' tokens), "text" or "sweep".
+            condition map, sweep and tool), "clip" (the anchors' tokens), "text" or "sweep" (sweep
+            and tool).
     """
 
     layers: int = 4
@@ -93,6 +95,21 @@ class Condition:
             k: v if v is None else torch.cat([v, v]) for k, v in values.items()
         }
         return Condition(**doubled)
+
+
+class Looked(NamedTuple):
+    """What a clip's cameras say: of `sweep` and, at half the size, of `tool_planes`.
+
+    swept: [B, T, V, PLANES, CHANNELS, H, W]; tool: [B, T, TOOL, H / 2, W / 2], 0 where the data do
+    not say where the tool is.
+    """
+
+    swept: Tensor
+    tool: Tensor
+
+    def twice(self) -> Looked:
+        """Every clip of the batch two times."""
+        return Looked(*(torch.cat([part, part]) for part in self))
 
 
 class Neighbours(nn.Module):
@@ -225,7 +242,7 @@ class WristGenerator(nn.Module):
         self.config = c = config
         pixels = c.block**2
         planes = 3 + 3 + 1 + 1  # noisy, filled, covered, nearness
-        others = 1 + MOUNT  # gripper, mount
+        others = 1 + MOUNT + TOOL  # gripper, mount, tool
         self.dit = WanTransformer3DModel(
             patch_size=(1, 2, 2),
             num_attention_heads=c.heads,
@@ -278,14 +295,24 @@ class WristGenerator(nn.Module):
             positive = positive * keep[:, None, None].to(positive.dtype)
         return positive, torch.zeros_like(positive)
 
-    def look(self, condition: Condition) -> Tensor | None:
-        """What `sweep` finds for a clip, [B, T, V, PLANES, CHANNELS, H, W]; None without cameras.
+    def look(self, condition: Condition) -> Looked | None:
+        """What the cameras say of a clip's pixels; None where they are not known.
 
         It depends on the condition alone, so that several sampling steps can share it.
         """
-        if not self.sweeps or condition.views is None:
+        views = condition.views
+        if not self.sweeps or views is None:
             return None
-        return sweep(condition.views, (condition.filled.shape[-2], condition.filled.shape[-1]))
+        H, W = condition.filled.shape[-2:]
+        half = (H // 2, W // 2)
+        if views.tool is None:
+            tool = condition.filled.new_zeros(*condition.filled.shape[:2], TOOL, *half)
+        else:
+            K, pose = (x.flatten(0, 1) for x in (views.wrist_K, views.wrist_pose))
+            K = rescale_intrinsics(K, (H, W), half)
+            tool = tool_planes(K, pose, views.tool.flatten(0, 1), half)
+            tool = tool.unflatten(0, views.tool.shape[:2])
+        return Looked(sweep(views, (H, W)), tool)
 
     def forward(
         self,
@@ -293,12 +320,12 @@ class WristGenerator(nn.Module):
         sigma: Tensor,
         condition: Condition,
         context: Tensor,
-        swept: Tensor | None = None,
+        looked: Looked | None = None,
     ) -> Tensor:
         """Noisy clip [B, T, 3, H, W], noise level sigma [B] in [0, 1] -> clean clip, same shape.
 
         Args:
-            swept: of `look`; without it nothing is offered beside the condition map.
+            looked: of `look`; without it nothing is offered beside the condition map.
         """
         B, T, _, H, W = noisy.shape
         self.check_size(T, H, W)
@@ -313,7 +340,10 @@ class WristGenerator(nn.Module):
         planes = torch.cat([share * noisy, seen], dim=2).flatten(0, 1)
         mount = _larger(self.mount, planes[:, :, ::2, ::2]).expand(B * T, -1, -1, -1)
         closed = condition.gripper.flatten()[:, None, None, None].expand_as(mount[:, :1])
-        others = torch.cat([closed, mount], dim=1).to(planes.dtype)
+        tool = mount.new_zeros(B * T, TOOL, *mount.shape[-2:])
+        if looked is not None:
+            tool = looked.tool.flatten(0, 1)
+        others = torch.cat([closed, mount, tool], dim=1).to(planes.dtype)
         block = self.config.block
         latents = torch.cat(
             [F.pixel_unshuffle(planes, block), F.pixel_unshuffle(others, block // 2)], dim=1
@@ -326,7 +356,7 @@ class WristGenerator(nn.Module):
         )[0]
         coarse = F.pixel_shuffle(coarse.transpose(1, 2).flatten(0, 1), block // 4)
         others = torch.cat([others, _larger(coarse.to(planes.dtype), others)], dim=1)
-        offered = None if swept is None else swept.flatten(0, 1)
+        offered = None if looked is None else looked.swept.flatten(0, 1)
         base = planes[:, 3:6]
         return self.detail(planes, others, base, offered, T).unflatten(0, (B, T))
 
@@ -353,9 +383,9 @@ def sample(
     scheduler: Any = make_schedule(steps, shift)
     positive, negative = generator.encode_context(condition)
     guided = guidance != 1.0
-    swept = generator.look(condition)
+    looked = generator.look(condition)
     both = condition.twice() if guided else condition
-    double = None if swept is None or not guided else torch.cat([swept, swept])
+    double = looked.twice() if looked is not None and guided else None
     x = noise
     for i, timestep in enumerate(scheduler.timesteps):
         sigma = scheduler.sigmas[i].to(x)
@@ -365,7 +395,7 @@ def sample(
             yes, no = generator(torch.cat([x, x]), level, both, context, double).chunk(2)
             clean = no + guidance * (yes - no)
         else:
-            clean = generator(x, sigma.expand(len(x)), condition, positive, swept)
+            clean = generator(x, sigma.expand(len(x)), condition, positive, looked)
         velocity = (x - clean) / sigma
         x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
     return x.clamp(-1, 1)

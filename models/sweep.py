@@ -9,6 +9,7 @@ each whether the anchor's own depth lies before or behind it, so that the genera
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ HEIGHTS = (0.0, 0.025, 0.05, 0.09, 0.16)
 DISTANCES = (0.13, 0.18)
 PLANES = len(HEIGHTS) + len(DISTANCES)
 CHANNELS = 4  # red, green, blue, signed distance
+WAVES = (0.16, 0.08, 0.04)  # metres: wavelengths that places on the tool's plane are told in
+TOOL = 3 + 4 * len(WAVES)  # channels of `tool_planes`
 NEAR, FAR = 0.03, 2.0  # metres along the optical axis that a surface is looked for in
 SLACK = 0.05  # metres at which the signed distance is 1
 
@@ -34,6 +37,7 @@ class SweptViews:
         colors: [B, T, V, 3, h, w] in [0, 1]. K: [B, T, V, 3, 3] at (h, w); pose: [B, T, V, 4, 4].
         depth: [B, T, V, h', w'] metres, of the same views at any size.
         wrist_K: [B, T, 3, 3] at the wrist size; wrist_pose: [B, T, 4, 4] world-to-camera.
+        tool: [B, T, 4, 4] end effector in the world, its z ahead; None where it is not known.
     """
 
     colors: Tensor
@@ -42,10 +46,13 @@ class SweptViews:
     depth: Tensor
     wrist_K: Tensor
     wrist_pose: Tensor
+    tool: Tensor | None = None
 
     def to(self, device: torch.device | str) -> SweptViews:
         """The same on another device."""
-        return SweptViews(**{name: value.to(device) for name, value in vars(self).items()})
+        values: dict[str, Any] = vars(self)
+        moved: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in values.items()}
+        return SweptViews(**moved)
 
 
 def surfaces(wrist_K: Tensor, wrist_pose: Tensor, size: tuple[int, int]) -> Tensor:
@@ -103,3 +110,38 @@ def sweep(views: SweptViews, size: tuple[int, int]) -> Tensor:
         out[:, v, :, :3] = (colors * seen[:, None]).transpose(1, 2)
         out[:, v, :, 3] = torch.where(seen & (depth > 0), signed, -torch.ones_like(signed))
     return out.unflatten(0, (B, T))
+
+
+@torch.no_grad()
+def tool_planes(wrist_K: Tensor, wrist_pose: Tensor, tool: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where wrist rays meet the plane through the tool that faces the camera: [N, TOOL, H, W].
+
+    The hand and what it holds keep their places on that plane however exactly the camera is
+    mounted, so that their outlines can be learnt by place. Channels: along the tool (its z) and
+    across it, metres over 0.1 and cut at 3; 1 where the ray meets the plane ahead; then sines and
+    cosines of both at `WAVES` (Fourier features, Tancik et al. 2020), without which convolutions
+    would take long to draw an edge from a ramp.
+
+    Args:
+        wrist_K: [N, 3, 3] at `size` (H, W); wrist_pose: [N, 4, 4] world-to-camera.
+        tool: [N, 4, 4] end effector in the world.
+    """
+    turn = wrist_pose[:, :3, :3]
+    directions = torch.einsum("nji,nhwj->nhwi", turn, camera_rays(wrist_K, size))
+    centre = -torch.einsum("nji,nj->ni", turn, wrist_pose[:, :3, 3]) - tool[:, :3, 3]
+    axis = tool[:, :3, 2]
+    aside = centre - (centre * axis).sum(-1, keepdim=True) * axis
+    distance = aside.norm(dim=-1).clamp_min(1e-6)
+    normal = aside / distance[:, None]
+    across = torch.linalg.cross(axis, normal)
+    approach = -torch.einsum("nhwi,ni->nhw", directions, normal)
+    met = approach > 1e-3
+    z = distance[:, None, None] / approach.clamp_min(1e-3)
+    places = []
+    for way in (axis, across):
+        start = (centre * way).sum(-1)[:, None, None]
+        along = torch.einsum("nhwi,ni->nhw", directions, way)
+        places.append((start + z * along).clamp(-0.3, 0.3) * met)
+    waves = [f(2 * torch.pi / wave * place) for wave in WAVES for place in places
+             for f in (torch.sin, torch.cos)]  # fmt: skip
+    return torch.stack([10 * places[0], 10 * places[1], met.float(), *waves], dim=1)

@@ -147,6 +147,7 @@ def test_generation_learns_the_difference_between_map_and_truth(tmp_path):
         "swept_depth": np.full((6, 4, 2, 9, 16), 1.0, np.float16),
         "swept_wrist_K": np.tile(np.float32([[12, 0, 12], [0, 12, 8], [0, 0, 1]]), (6, 4, 1, 1)),
         "swept_wrist_pose": np.tile(looking_down, (6, 4, 1, 1)),
+        "swept_tool": np.tile(looking_down, (6, 4, 1, 1)),
     }
     config = GeneratorConfig(
         layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=8, frames=4

@@ -27,6 +27,8 @@ def condition(network) -> Condition:
     draw = lambda *shape: torch.rand(*shape, generator=generator)
     anchor, hand = DOWN.clone(), DOWN.clone()
     anchor[2, 3], hand[2, 3] = 0.8, 0.4
+    tool = DOWN.clone()
+    tool[0, 3], tool[2, 3] = 0.08, 0.45
     anchors = draw(1, 3, 2, 3, 20, 32)
     return Condition(
         filled=draw(1, 3, 3, H, W) * 2 - 1,
@@ -42,6 +44,7 @@ def condition(network) -> Condition:
             depth=0.7 + 0.1 * draw(1, 3, 2, 10, 16),
             wrist_K=torch.tensor([[16.0, 0, 16], [0, 16, 8], [0, 0, 1]]).expand(1, 3, 3, 3),
             wrist_pose=hand.expand(1, 3, 4, 4),
+            tool=tool.expand(1, 3, 4, 4),
         ),
     )
 
@@ -91,7 +94,13 @@ def test_every_input_reaches_the_output(network, condition):
         assert (run(generator, replace(condition, **{name: value})) - before).abs().max() > 1e-5, (
             name
         )
-    for name, value in {"depth": swept.depth + 0.02, "wrist_pose": swept.pose[:, :, 0]}.items():
+    for name, value in {
+        "depth": swept.depth + 0.02,
+        "wrist_pose": swept.pose[:, :, 0],
+        "tool": swept.tool + 0.01,
+        "tool_unknown": None,
+    }.items():
+        name = name.partition("_unknown")[0]
         changed = replace(condition, views=replace(swept, **{name: value}))
         assert (run(generator, changed) - before).abs().max() > 1e-5, name
 

@@ -3,7 +3,17 @@
 import pytest
 import torch
 from wristaugment.models.geometry import camera_rays, project
-from wristaugment.models.sweep import DISTANCES, HEIGHTS, PLANES, SweptViews, surfaces, sweep
+from wristaugment.models.sweep import (
+    DISTANCES,
+    HEIGHTS,
+    PLANES,
+    TOOL,
+    WAVES,
+    SweptViews,
+    surfaces,
+    sweep,
+    tool_planes,
+)
 
 SIZE = (24, 32)
 K = torch.tensor([[20.0, 0, 15.5], [0, 20, 11.5], [0, 0, 1]])
@@ -94,3 +104,57 @@ def test_unknown_depth_is_hidden_and_keeps_its_colour():
     seen.depth[:] = 0
     found = sweep(seen, SIZE)
     assert (found[..., 3, :, :] == -1).all() and found[..., :3, :, :].any()
+
+
+def beside_the_tool(degrees: float, aside: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(end effector in the world, world-to-camera): a tool that points down and, `aside` metres
+    beside it, a camera that looks down too, tilted towards it."""
+    tool = torch.diag(torch.tensor([1.0, -1, -1, 1]))
+    tool[:3, 3] = torch.tensor([0.4, 0.1, 0.5])
+    tilt = torch.deg2rad(torch.tensor(degrees))
+    hand = torch.eye(4)  # end effector <- camera
+    c, s = torch.cos(tilt), torch.sin(tilt)
+    hand[:3, :3] = torch.stack([torch.stack([c, 0 * c, s]), torch.tensor([0.0, 1, 0]),
+                                torch.stack([-s, 0 * c, c])])  # fmt: skip
+    hand[0, 3] = -aside
+    return tool, torch.linalg.inv(tool @ hand)
+
+
+def places(planes: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """[M, 2] metres along and across the tool at pixels [M, 2], between the nearest ones."""
+    size = torch.tensor([planes.shape[-1], planes.shape[-2]])
+    grid = (pixels + 0.5) / size * 2 - 1
+    found = torch.nn.functional.grid_sample(planes[None, :2], grid[None, None], align_corners=False)
+    return found[0, :, 0].T / 10
+
+
+@pytest.mark.parametrize("aside", [0.06, 0.09])
+def test_a_fingertip_has_its_place_on_the_tool_s_plane_however_the_camera_is_mounted(aside):
+    camera = torch.tensor([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
+    tool, hand = beside_the_tool(25, aside)
+    wanted = torch.tensor([[0.17, 0.0], [0.2, 0.04], [0.2, -0.04], [0.25, 0.02]])
+    # The tool's x faces away from the camera, so across it is along y.
+    points = torch.stack([torch.zeros(4), wanted[:, 1], wanted[:, 0]], -1)
+    world = points @ tool[:3, :3].T + tool[:3, 3]
+    pixels, z = project(world, camera, hand)
+    assert (z > 0.05).all()
+    planes = tool_planes(camera[None], hand[None], tool[None], (48, 64))[0]
+    assert planes.shape == (TOOL, 48, 64)
+    found = places(planes, pixels)
+    assert (found[:, 0] - wanted[:, 0]).abs().max() < 0.002
+    sign = torch.sign(found[1, 1])
+    assert (sign * found[:, 1] - wanted[:, 1]).abs().max() < 0.002
+
+
+def test_the_waves_are_of_the_places():
+    tool, hand = beside_the_tool(25, 0.08)
+    planes = tool_planes(K[None], hand[None], tool[None], SIZE)[0]
+    along, across = planes[0] / 10, planes[1] / 10
+    for number, wave in enumerate(WAVES):
+        for offset, place in ((0, along), (2, across)):
+            at = 3 + 4 * number + offset
+            angle = 2 * torch.pi * place / wave
+            torch.testing.assert_close(planes[at], torch.sin(angle), atol=1e-4, rtol=0)
+            torch.testing.assert_close(planes[at + 1], torch.cos(angle), atol=1e-4, rtol=0)
+    away = tool_planes(K[None], beside_the_tool(-100, 0.08)[1][None], tool[None], SIZE)[0]
+    assert not away[:3, -1].any()  # rays that leave the tool behind meet nothing

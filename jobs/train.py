@@ -38,6 +38,12 @@ Training goes on from its last checkpoint when the same command is given again, 
 generation.safetensors and (nano) mean_wrist.png: a folder for `run --weights`; and for each stage a
 folder with checkpoint.pt, log.jsonl and tensorboard/.
 
+What a view or more episodes are worth: train with --anchor-keys exterior_image_1_left (one view, or
+three of a corpus from `simulate --views 3`), or with --episodes N, each into an --out of its own,
+and score them with `evaluate --weights OUT` and the same --anchor-keys; other ones there show what
+the weights do with more or fewer views than they were trained on. nano's weights say in their
+header, and this command says, how many steps, episodes and views made them.
+
 A step sees workers x accumulate x batch samples. Defaults:
 """
 PLAN = "plan.json"

@@ -51,7 +51,7 @@ def test_all_views_are_the_default_and_the_plan_is_as_it_was(one, tmp_path, caps
     assert (said["views"], said["episodes"], said["source"]) == (2, 3, VERSION)
     assert said["initial"] == read_training(one / "reconstruction.safetensors")
     printed = capsys.readouterr().out
-    assert "trained for 1 steps of 1 on" in printed and "frames of 3 episodes" in printed
+    assert "trained for 1 steps of 1 on" in printed and "frames of 3 episodes seen by 2 views" in printed
     assert "from weights (trained for 1 steps" in printed
     assert "anchor_keys" not in json.loads((tmp_path / "reconstruction/plan.json").read_text())
 
@@ -69,7 +69,11 @@ def test_arrays_of_other_views_are_never_taken(one):
 
 
 def test_a_view_that_is_not_there_is_one_line(tmp_path, capsys):
-    assert train("reconstruction", tmp_path, "--anchor-keys", "exterior_image_3_left") == 2
-    said = capsys.readouterr().err
-    assert "exterior_image_3_left" in said and "no such key" in said
-    assert not (tmp_path / "reconstruction").exists()
+    asked = ("--anchor-keys", "exterior_image_3_left")
+    for stage in ("reconstruction", "generation", "confidence"):
+        line = ["train", stage, *SOURCE, "--out", str(tmp_path), *asked]
+        assert cli.main(line) == 2
+        said = capsys.readouterr().err
+        assert "exterior_image_3_left" in said and "there is no such key" in said
+        assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())

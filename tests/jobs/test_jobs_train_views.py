@@ -51,7 +51,8 @@ def test_all_views_are_the_default_and_the_plan_is_as_it_was(one, tmp_path, caps
     assert (said["views"], said["episodes"], said["source"]) == (2, 3, VERSION)
     assert said["initial"] == read_training(one / "reconstruction.safetensors")
     printed = capsys.readouterr().out
-    assert "trained for 1 steps of 1 on" in printed and "frames of 3 episodes seen by 2 views" in printed
+    assert "trained for 1 steps of 1 on" in printed
+    assert "frames of 3 episodes seen by 2 views" in printed
     assert "from weights (trained for 1 steps" in printed
     assert "anchor_keys" not in json.loads((tmp_path / "reconstruction/plan.json").read_text())
 

@@ -18,9 +18,13 @@ from ..readers.errors import SourceError
 
 @dataclass
 class Arrays:
-    """Named arrays with one first axis, memory-mapped from a folder of .npy files."""
+    """Named arrays with one first axis, memory-mapped from a folder of .npy files.
+
+    `episodes` is how many they were made of, where that is known.
+    """
 
     values: dict[str, np.ndarray]
+    episodes: int | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
@@ -44,18 +48,20 @@ def build_arrays(
         rows: an episode -> {name: [n, ...]}, the same n for every name.
         total: rows in all; the arrays are made this long and cut to what came.
         identity: what the arrays depend on (source, settings); arrays of another are made anew.
-        say_total: episodes in all, for the progress bar.
+        say_total: episodes in all, for the progress bar, and for arrays whose number of episodes
+            was not yet written down.
     """
     marker = folder / "complete.json"
     if marker.exists():
         found = json.loads(marker.read_text())
         if found["identity"] == identity:
-            return Arrays({name: np.load(folder / f"{name}.npy", mmap_mode="r")
-                           [: found["rows"]] for name in found["names"]})  # fmt: skip
+            values = {name: np.load(folder / f"{name}.npy", mmap_mode="r")[: found["rows"]]
+                      for name in found["names"]}  # fmt: skip
+            return Arrays(values, found.get("episodes", say_total))
         marker.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     maps: dict[str, np.ndarray] = {}
-    end = 0
+    end = count = 0
     bar = tqdm(
         episodes, desc=f"preparing {folder.name}", total=say_total, unit="episode", disable=None
     )
@@ -70,14 +76,16 @@ def build_arrays(
                 maps[name] = _grow(folder / f"{name}.npy", maps[name], end + n)
             maps[name][end : end + n] = value
         end += n
+        count += 1
     if not maps:
         raise SourceError("has no episode to train on", file=folder.parent)
     for value in maps.values():
         value.flush()  # type: ignore[attr-defined]
     staged = marker.with_suffix(".partial")
-    staged.write_text(json.dumps({"identity": identity, "rows": end, "names": sorted(maps)}))
+    said = {"identity": identity, "rows": end, "names": sorted(maps), "episodes": count}
+    staged.write_text(json.dumps(said))
     os.replace(staged, marker)
-    return Arrays({name: value[:end] for name, value in maps.items()})
+    return Arrays({name: value[:end] for name, value in maps.items()}, count)
 
 
 def _grow(path: Path, old: np.ndarray, rows: int) -> np.ndarray:

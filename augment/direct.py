@@ -183,7 +183,13 @@ def in_words(training: Mapping[str, Any]) -> str:
     """`how_trained` as a sentence without an end."""
     if not training:
         return "its file does not say how it was trained"
-    said = "{steps} steps of {batch} on {frames} frames of {episodes} episodes".format(**training)
+    counted = f"{training['episodes']} episodes" if "episodes" in training else "some episodes"
+    said = "{steps} steps of {batch} on {frames} frames of {of}".format(**training, of=counted)
+    if "views" in training:
+        said += f" seen by {training['views']} views"
+    if "initial" in training:
+        before = in_words(training["initial"]) if training["initial"] else "others that say nothing"
+        said += f", from weights ({before})"
     return f"trained for {said}: {training['source']}"
 
 

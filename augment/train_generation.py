@@ -24,7 +24,7 @@ from .generate import ANCHOR_SIZE, gripper_plane, swept_views
 from .pipeline import Augmenter, load_generator
 from .recipe import GENERATION, Recipe
 from .reconstruct import resize_frames
-from .training import Schedule, train
+from .training import Schedule, describe, train
 
 MEAN_IMAGE = "mean_wrist.png"
 
@@ -174,6 +174,7 @@ def train_generation(
     one_step: float = 0.85,
     drop: float = 0.1,
     unswept: float = 0.15,
+    fewer: float = 0.0,
     lengths: tuple[int, ...] = (2, 2, 2, 8),
     initial: Path | None = None,
     validation: Arrays | None = None,
@@ -189,12 +190,15 @@ def train_generation(
     Args:
         drop: share of clips without anchor and text tokens, for classifier-free guidance.
         unswept: share of the steps that are given the condition map alone.
+        fewer: share of the steps that are shown some of the anchors only, at least one and not all,
+            drawn anew, so that the network meets an episode with fewer anchors than it learnt on.
+            The condition map stays that of all of them.
         lengths: frames of a step's clips, drawn from these. A batch has more of the short ones, so
             that every step has as many frames: those of one clip are alike, and attention over a
             long one costs more than over many short ones.
         initial: weights to start from. validation: what `schedule.validate_every` measures on.
         file: the weights' name; what a training needs to go on lies in a folder of the same name.
-        source: what is trained on, for the weights' header.
+        source: what is trained on, in words, for the weights' header; without it they say nothing.
     """
     torch.manual_seed(schedule.seed)
     config = config or GeneratorConfig()
@@ -209,6 +213,9 @@ def train_generation(
         batch = schedule.batch * whole // frames
         index = torch.randint(len(arrays), (batch,), generator=generator).numpy()
         order = torch.randperm(views, generator=generator).tolist()
+        # Nothing is drawn where nothing is asked for: trainings stay what they were.
+        if fewer and views > 1 and float(torch.rand((), generator=generator)) < fewer:
+            order = order[: int(torch.randint(1, views, (), generator=generator))]
         start = int(torch.randint(whole - frames + 1, (), generator=generator))
         part = slice(start, start + frames)
         condition, truth = take_clips(arrays, np.sort(index), order, part)
@@ -256,14 +263,11 @@ def train_generation(
     path = folder / file
     if parallel.rank() > 0:
         return path
-    training = {
-        "steps": schedule.steps,
-        "batch": schedule.batch * whole,
-        "frames": len(arrays) * whole,
-        "episodes": len(arrays),
-        "source": source,
-    }
-    save_weights(path, network, config.to_dict(), training=training if source else None)
+    training = None
+    if source:
+        training = describe(schedule, arrays, source=source, frames=whole, initial=initial)
+        training |= {"fewer": fewer} if fewer else {}
+    save_weights(path, network, config.to_dict(), training=training)
     mean = np.zeros(arrays["wrist"].shape[2:], np.float64)
     for row in range(len(arrays)):
         mean += arrays["wrist"][row].mean(axis=0)

@@ -31,7 +31,7 @@ from .checkpoint import load_trained
 from .corpus import Arrays, require_calibration
 from .recipe import RECONSTRUCTION, Recipe
 from .reconstruct import network_size, resize_frames
-from .training import Schedule, train
+from .training import Schedule, describe, train
 
 NANO = VGGTConfig(
     dim=192,
@@ -279,6 +279,7 @@ def train_reconstruction(
     only_wrist: bool = False,
     validation: Arrays | None = None,
     file: str = RECONSTRUCTION,
+    source: str = "",
 ) -> Path:
     """Train stage 1 and write its weights into `folder`.
 
@@ -287,6 +288,7 @@ def train_reconstruction(
         initial: weights to start from. validation: what `schedule.validate_every` measures on.
         only_wrist: a new wrist head is trained on the features of `initial`, all else stays.
         file: the weights' name; what a training needs to go on lies in a folder of the same name.
+        source: what is trained on, in words, for the weights' header; without it they say nothing.
     """
     torch.manual_seed(schedule.seed)
     network = VGGT(config)
@@ -322,7 +324,8 @@ def train_reconstruction(
     load_trained(network, average.values)
     path = folder / file
     if parallel.rank() == 0:
-        save_weights(path, network, asdict(config))
+        training = describe(schedule, arrays, source=source, initial=initial) if source else None
+        save_weights(path, network, asdict(config), training=training)
     return path
 
 
@@ -352,7 +355,8 @@ def picture(network: VGGT, arrays: Arrays) -> dict[str, np.ndarray]:
 def measure(network: VGGT, arrays: Arrays, batch: int = 16) -> dict[str, float]:
     """What the network reaches on unseen scenes, given calibrated rays and given RGB alone.
 
-    Medians: relative depth error, the other camera's and the wrist's error in degrees and cm.
+    Medians: relative depth error, the other cameras' and the wrist's error in degrees and cm; of
+    arrays with one view there is no other camera, and no figure for it.
     """
     size = (arrays["images"].shape[-2], arrays["images"].shape[-1])
     found: dict[str, list[Tensor]] = {}
@@ -378,10 +382,8 @@ def measure(network: VGGT, arrays: Arrays, batch: int = 16) -> dict[str, float]:
             note(f"depth_relative_{kind}", (error / b["depth"][known])[::37])
             poses, _ = decode_pose(out.cameras[-1].float(), size)
             wrist, _ = decode_pose(out.wrist.float(), size)
-            for name, a, t in (
-                ("camera", poses[:, 1:], truth[:, 1:]),
-                ("wrist", wrist, wrist_true),
-            ):
+            others = [("camera", poses[:, 1:], truth[:, 1:])] if poses.shape[1] > 1 else []
+            for name, a, t in (*others, ("wrist", wrist, wrist_true)):
                 note(f"{name}_deg_{kind}", rotation_angle(a[..., :3, :3], t[..., :3, :3]))
                 note(f"{name}_cm_{kind}", 100 * (centre(a) - centre(t)).norm(dim=-1))
     return {name: float(torch.cat(values).median()) for name, values in sorted(found.items())}

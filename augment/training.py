@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..models.checkpoints import read_training
 from ..readers.errors import SourceError
 from . import parallel
 from .checkpoint import (
@@ -29,10 +30,12 @@ from .checkpoint import (
     save_checkpoint,
     trained_state,
 )
+from .corpus import Arrays
 from .journal import Journal
 from .schedule import Schedule
 
-__all__ = ["Schedule", "Stopped", "WeightAverage", "step_generator", "stop_when", "train"]
+__all__ = ["Schedule", "Stopped", "WeightAverage", "describe", "step_generator", "stop_when",
+           "train"]  # fmt: skip
 
 CHECKPOINT = "checkpoint.pt"
 _stop: Callable[[], bool] = lambda: False
@@ -44,6 +47,40 @@ class Stopped(Exception):
     def __init__(self, step: int, steps: int):
         super().__init__(f"step {step} of {steps}")
         self.step, self.steps = step, steps
+
+
+def describe(
+    schedule: Schedule,
+    arrays: Arrays,
+    *,
+    source: str,
+    frames: int = 1,
+    initial: Path | None = None,
+) -> dict[str, Any]:
+    """How weights were made, in plain values for their header (`checkpoints.save_weights`).
+
+    Args:
+        arrays: what was learnt from, with `anchors` or `images` [n, (clip,) views, ...].
+        source: the corpus in words. frames: timesteps of a row of the arrays, and of a sample.
+        initial: the weights it started from, whose own training is told too.
+
+    Returns:
+        steps, batch (timesteps a step, of all ranks), frames and episodes of the corpus, views and
+        source; episodes only where their number is known.
+    """
+    views = arrays["anchors"].shape[2] if "anchors" in arrays.values else arrays["images"].shape[1]
+    said = {
+        "steps": schedule.steps,
+        "batch": schedule.batch * schedule.accumulate * parallel.world() * frames,
+        "frames": len(arrays) * frames,
+        "views": views,
+        "source": source,
+    }
+    if arrays.episodes is not None:
+        said["episodes"] = arrays.episodes
+    if initial is not None:
+        said["initial"] = read_training(initial)
+    return said
 
 
 def stop_when(asked: Callable[[], bool]) -> None:

@@ -14,7 +14,7 @@ from ..augment.recipe import BLIND
 from ..readers.episode import Episode
 from ..readers.errors import SourceError
 from .mirror import release_all
-from .stages import Stage, TrainJob
+from .stages import Stage, TrainJob, corpus_in_words
 
 if TYPE_CHECKING:
     from ..augment.corpus import Arrays
@@ -113,7 +113,7 @@ def _train_pix2pix(job: TrainJob) -> tuple[Path, dict[str, float]]:
         _pictures(job, job.splits),
         job.schedule,
         job.out,
-        source=_source(job),
+        source=corpus_in_words(job),
         device=job.device,
         initial=job.initial,
         validation=held,
@@ -171,17 +171,11 @@ def _train_blind(job: TrainJob) -> tuple[Path, dict[str, float]]:
         initial=job.initial,
         validation=held,
         file=job.file,
-        source=_source(job),
+        source=corpus_in_words(job),
     )
     if held is None or parallel.rank() > 0:
         return path, {}
     return path, validate(path, held, job.schedule.seed)
-
-
-def _source(job: TrainJob) -> str:
-    dataset = job.open_source()
-    said = f"{dataset.name} {dataset.version}, split {', '.join(job.splits)}"
-    return said + (", without the episodes that were to be scored" if job.skip else "")
 
 
 def _identity(job: TrainJob, dataset, splits: tuple[str, ...]) -> dict:

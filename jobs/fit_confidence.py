@@ -91,10 +91,12 @@ def _corpus(args: argparse.Namespace):
     """(the dataset, the split to fit on); SourceError where it is not there or must not be used."""
     from ..readers import open_dataset
     from .mirror import localise
+    from .plan import split_values
 
     if args.episodes is not None and args.episodes < 1:
         raise SourceError(f"{args.episodes} is too small", key="--episodes", todo="give 40, say")
-    dataset = open_dataset(localise(args.data_dir), args.dataset)
+    keys = split_values(args.anchor_keys)
+    dataset = open_dataset(localise(args.data_dir), args.dataset, anchor_keys=keys)
     names = [split.name for split in dataset.splits]
     name = args.validation or "val"
     if name == TEST:

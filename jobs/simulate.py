@@ -9,16 +9,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..simulation import MOST_VIEWS, VIEWS
+
 _EPILOG = """\
 examples:
   wristaugment simulate --episodes 20 --out /tmp/sim
   wristaugment simulate --episodes 1000 --out /data/sim --split all --depth --workers 8
+  wristaugment simulate --episodes 1000 --out /data/three --views 3
   wristaugment simulate --episodes 20 --out /tmp/calvin --format calvin
   wristaugment simulate --from /tmp/sim --out /tmp/lerobot --format lerobot-v3.0 --wrist
 
 As rlds the dataset is OUT/droid_101/1.0.1, in DROID's schema, with the true wrist view;
 `wristaugment run --data-dir OUT` takes it. An interrupted call goes on when it is given again;
-further splits can be added to the same OUT. Other formats are made of such a corpus, simulated
+further splits can be added to the same OUT. --views 3 adds a camera in front of the robot that
+looks back at it (exterior_image_3_left, and its depth and calibration), --views 1 leaves the second
+one out (`--anchor-keys exterior_image_1_left` then reads it, since DROID has two); the episodes,
+and the other cameras' pictures, stay the same. Other formats are made of such a corpus, simulated
 first or given with --from; they hold the true wrist view only with --wrist. Simulating needs the
 extra `sim`, the robot's meshes, and EGL or OSMesa (--from needs none of it):
 
@@ -49,7 +55,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "simulate",
         help="make a simulated corpus with a true wrist view",
-        description="Simulate a Franka Panda at a table and write a dataset with two side views, "
+        description="Simulate a Franka Panda at a table and write a dataset with side views, "
         "calibration, the true wrist view and, where asked, depth.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -66,7 +72,9 @@ def add_parser(subparsers) -> None:
         help="train, val, test or another name; all = 80%% train, 10%% val, 10%% test")  # fmt: skip
     add("--steps", type=_positive, default=24, metavar="T", help="steps an episode (24)")
     add("--seed", type=_natural, default=0, metavar="S", help="another seed, other episodes (0)")
-    add("--depth", action="store_true", help="write the depth of all three views")
+    add("--views", type=int, choices=range(1, MOST_VIEWS + 1), default=VIEWS, metavar="N",
+        help=f"side cameras, 1 to {MOST_VIEWS}; 1 and 3 as rlds only ({VIEWS})")  # fmt: skip
+    add("--depth", action="store_true", help="write the depth of all views")
     add("--workers", type=_positive, default=1, metavar="W", help="processes that render (1)")
     add("--shards", type=_positive, metavar="K", help=f"files a split (episodes / {_PER_SHARD})")
     add("--json", metavar="FILE", help="write what was made as JSON (- = stdout)")
@@ -84,6 +92,12 @@ def run(args: argparse.Namespace) -> int:
         raise SourceError("is what it would be made of", key="--from", todo="name another --format")
     if not args.source and not args.episodes:
         raise SourceError("is not given", key="--episodes", todo="say how many to simulate")
+    if args.views != VIEWS and (args.source or args.format != "rlds"):
+        raise SourceError(
+            f"{args.views}: the other formats are made of corpora with {VIEWS} side views",
+            key="--views",
+            todo="leave it out, or make rlds",
+        )
     if args.format != "rlds":
         _free(out)
     with armed():
@@ -187,7 +201,7 @@ def make_plans(args: argparse.Namespace) -> list:
                 f"{episodes} episodes for split {split!r}", key="--episodes",
                 todo="ask for more episodes, or fewer --shards",
             )  # fmt: skip
-        plans.append(Plan(split, episodes, shards, args.steps, args.seed, args.depth))
+        plans.append(Plan(split, episodes, shards, args.steps, args.seed, args.depth, args.views))
     return plans
 
 

@@ -133,6 +133,15 @@ def get_stage(recipe: Recipe, stage: str) -> Stage:
     return found
 
 
+def corpus_in_words(job: TrainJob) -> str:
+    """What a training learns from, for the header of its weights."""
+    dataset = job.open_source()
+    said = f"{dataset.name} {dataset.version}, split {', '.join(job.splits)}"
+    if job.anchor_keys:
+        said += f", seen by {', '.join(camera.key for camera in dataset.profile.anchors)}"
+    return said + (", without the episodes that were to be scored" if job.skip else "")
+
+
 # -- nano ------------------------------------------------------------------------------------------
 
 
@@ -157,6 +166,9 @@ def _arrays(job, splits, name, rows, identity, clip=1, check=_nothing):
             for shard in split.shards
         ]
     }
+
+    if job.anchor_keys:  # only then, so that what was made before they could be given is found
+        identity = identity | {"anchors": [camera.key for camera in dataset.profile.anchors]}
 
     def checked(episode):
         check()
@@ -280,6 +292,7 @@ def _train_reconstruction(job: TrainJob) -> tuple[Path, dict[str, float]]:
         only_wrist=job.stage == "wrist",
         validation=held,
         file=job.file,
+        source=corpus_in_words(job),
     )
     if held is None or parallel.rank() > 0:
         return path, {}
@@ -299,6 +312,7 @@ def _train_generation(job: TrainJob) -> tuple[Path, dict[str, float]]:
         initial=job.initial,
         validation=held,
         file=job.file,
+        source=corpus_in_words(job),
     )
     if held is None or parallel.rank() > 0:
         return path, {}

@@ -38,6 +38,12 @@ Training goes on from its last checkpoint when the same command is given again, 
 generation.safetensors and (nano) mean_wrist.png: a folder for `run --weights`; and for each stage a
 folder with checkpoint.pt, log.jsonl and tensorboard/.
 
+What a view or more episodes are worth: train with --anchor-keys exterior_image_1_left (one view, or
+three of a corpus from `simulate --views 3`), or with --episodes N, each into an --out of its own,
+and score them with `evaluate --weights OUT` and the same --anchor-keys; other ones there show what
+the weights do with more or fewer views than they were trained on. nano's weights say in their
+header, and this command says, how many steps, episodes and views made them.
+
 A step sees workers x accumulate x batch samples. Defaults:
 """
 PLAN = "plan.json"
@@ -75,6 +81,13 @@ def add_parser(subparsers) -> None:
     source = parser.add_argument_group("corpus")
     source.add_argument("--dataset", help="its profile or name, as in `run`")
     source.add_argument("--data-dir", required=True, help="the corpus: a folder, or a URL of one")
+    source.add_argument(
+        "--anchor-keys",
+        nargs="+",
+        metavar="KEY",
+        help="learn from these third-person cameras, in this order, as in exterior_image_1_left "
+        "(default: the profile's); `run` and `evaluate` take the same option",
+    )
     source.add_argument("--split", nargs="+", default=["train"], help="default: train")
     source.add_argument(
         "--episodes", type=int, metavar="N", help="train on the first N only (default: all)"
@@ -140,7 +153,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SourceError, WeightsError: refused.
     """
-    from .stages import get_stage
+    from ..augment.direct import in_words
+    from .stages import corpus_in_words, get_stage
 
     if args.stage == "confidence":
         from .fit_confidence import run as fit
@@ -161,15 +175,35 @@ def run(args: argparse.Namespace) -> int:
         say(f"interrupted at step {done} of {steps}; run the same command to go on")
         return interrupt.EXIT_CODE
     path, figures = Path(outcome["weights"]), outcome["figures"]
+    training = _how_trained(path)
     say(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    unsaid = f"trained for {job.schedule.steps} steps: {corpus_in_words(job)}"
+    say(f"  {in_words(training) if training else unsaid}")
     for name, value in figures.items():
         say(f"  {name}: {value:.4g}")
     if not figures:
         say("  no split to measure on")
     write_json(
-        args.json, {"weights": str(path), "steps": job.schedule.steps, "validation": figures}
+        args.json,
+        {
+            "weights": str(path),
+            "steps": job.schedule.steps,
+            "training": training,
+            "validation": figures,
+        },
     )
     return COMPLETE
+
+
+def _how_trained(path: Path) -> dict:
+    """What the header of the weights says of their training; {} of a stage that writes none."""
+    from ..models.checkpoints import read_training
+    from ..models.errors import WeightsError
+
+    try:
+        return read_training(path)
+    except WeightsError:  # a stage that was plugged in may write another kind of file
+        return {}
 
 
 def plan_job(args: argparse.Namespace):
@@ -180,6 +214,7 @@ def plan_job(args: argparse.Namespace):
     """
     from ..augment.recipe import change_recipe, get_recipe
     from .cluster import answers, local_gpus
+    from .plan import split_values
     from .stages import TrainJob, get_stage
 
     _numbers(args)
@@ -228,6 +263,7 @@ def plan_job(args: argparse.Namespace):
             key="--workers",
             todo=f"give at most {gpus}, or a cluster with --address",
         )
+    keys = split_values(args.anchor_keys)
     data_dir, data_key = pinned(args.data_dir)
     job = TrainJob(
         stage=args.stage,
@@ -246,6 +282,7 @@ def plan_job(args: argparse.Namespace):
         losses=tuple(args.losses or ()),
         device="cuda" if gpus or (stage.gpus and args.address) else "cpu",
         threads=args.threads,
+        anchor_keys=tuple(keys) if keys else None,
     )
     workers = args.workers or max(1, gpus)
     job = replace(job, validation=_validation(args, job))

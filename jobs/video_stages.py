@@ -101,6 +101,7 @@ def _rows(job: TrainJob, splits: tuple[str, ...], check: Callable[[], None] = la
         "every": EVERY,
         "views": views,
         "episodes": limit,
+        **({"anchors": list(job.anchor_keys)} if job.anchor_keys else {}),
     }
 
     def usable():
@@ -187,6 +188,12 @@ def _check_video(job: TrainJob) -> None:
     from ..readers.files import file_sha256
 
     store = _store(job)
+    if job.anchor_keys:
+        raise SourceError(
+            "the store that is learnt from has the anchor views that it was made with",
+            key="--anchor-keys",
+            todo="give them to `wristaugment cache`, and leave them out here",
+        )
     located = check(job.recipe, job.weights, parts=("dit",))
     for line in notices(job.recipe):
         print(f"licence: {line}", file=sys.stderr)

@@ -15,6 +15,7 @@ PROFILES = (
     Profile(
         "droid",
         aliases=("r2d2_faceblur", "droid_101", "droid_100"),
+        # DROID has two side cameras; a simulated corpus in its schema may have a third one.
         anchors=(
             Camera(
                 "observation/exterior_image_1_left",
@@ -27,6 +28,13 @@ PROFILES = (
                 "episode_metadata/extrinsics_exterior_cam_2",
                 "episode_metadata/intrinsics_exterior_cam_2",
                 "observation/exterior_depth_2_left",
+            ),
+            Camera(
+                "observation/exterior_image_3_left",
+                "episode_metadata/extrinsics_exterior_cam_3",
+                "episode_metadata/intrinsics_exterior_cam_3",
+                "observation/exterior_depth_3_left",
+                optional=True,
             ),
         ),
         wrist=Camera(

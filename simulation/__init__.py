@@ -1,1 +1,3 @@
-"""A simulated Franka Panda seen by two side cameras and a hand camera (needs the `sim` extra)."""
+"""A simulated Franka Panda seen by side cameras and a hand camera (needs the `sim` extra)."""
+
+VIEWS, MOST_VIEWS = 2, 3  # side cameras that see an episode: usually, and at most

@@ -1,9 +1,9 @@
 """The simulated corpus: episodes from many processes, written in order as an RLDS dataset.
 
-What is in the folder follows from the plan alone (seed, split, number, steps, depth): an episode's
-random numbers come from its own seed, and the parent writes episodes in order, so that the number
-of workers and any interruption leave no trace. A shard that is there is whole, and is kept. Other
-versions of MuJoCo, Mesa or Pillow may shade and compress a little differently.
+What is in the folder follows from the plan alone (seed, split, number, steps, depth, views): an
+episode's random numbers come from its own seed, and the parent writes episodes in order, so that
+the number of workers and any interruption leave no trace. A shard that is there is whole, and is
+kept. Other versions of MuJoCo, Mesa or Pillow may shade and compress a little differently.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ..readers.errors import SourceError
 from ..writers.atomic import write_atomic
+from . import VIEWS
 from .render import choose_backend
 
 PLAN = "simulate.json"
@@ -32,7 +33,10 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class Plan:
-    """One split of a corpus: how many episodes in how many shards, and what each is made of."""
+    """One split of a corpus: how many episodes in how many shards, and what each is made of.
+
+    `views` side cameras (1 to 3) see every episode; the episodes are the same for any number.
+    """
 
     split: str
     episodes: int
@@ -40,6 +44,14 @@ class Plan:
     steps: int
     seed: int
     depth: bool
+    views: int = VIEWS
+
+    def to_dict(self) -> dict:
+        """Plain values; the usual number of views goes unsaid, as in corpora older than it."""
+        values = asdict(self)
+        if self.views == VIEWS:
+            del values["views"]
+        return values
 
     def lengths(self) -> list[int]:
         """How many episodes each shard holds, as even as can be."""
@@ -61,11 +73,11 @@ def write_corpus(out: Path, plans: list[Plan], *, workers: int = 1, progress: bo
     from ..writers.rlds_create import RldsCreate
     from .schema import NAME, VERSION, droid_features
 
-    depth = plans[0].depth
-    writer = RldsCreate(out, NAME, VERSION, droid_features(depth), description=DESCRIPTION)
+    features = droid_features(plans[0].depth, plans[0].views)
+    writer = RldsCreate(out, NAME, VERSION, features, description=DESCRIPTION)
     known = _agree(writer.folder, plans)
     writer.folder.mkdir(parents=True, exist_ok=True)
-    tree = {"splits": {split: asdict(plan) for split, plan in known.items()}}
+    tree = {"splits": {split: plan.to_dict() for split, plan in known.items()}}
     text = json.dumps(tree, indent=2, sort_keys=True)
     write_atomic(writer.folder / PLAN, (text + "\n").encode())
 
@@ -105,6 +117,11 @@ def _agree(folder: Path, plans: list[Plan]) -> dict[str, Plan]:
         raise SourceError(
             "the splits of one dataset have all depth, or none", file=path,
             todo="give --depth as the first time, or another --out",
+        )  # fmt: skip
+    if len(numbers := {plan.views for plan in known.values()}) > 1:
+        raise SourceError(
+            f"the splits of one dataset have as many views; found {sorted(numbers)}", file=path,
+            todo="give --views as the first time, or another --out",
         )  # fmt: skip
     return known
 
@@ -166,5 +183,5 @@ def make_payload(plan: Plan, index: int) -> bytes:
 
     if _RENDERER is None:
         _RENDERER = Renderer(HEIGHT, WIDTH)
-    request = Request(plan.seed, plan.split, index, plan.steps, plan.depth)
-    return encode_example(droid_features(plan.depth), simulate(request, _RENDERER))
+    request = Request(plan.seed, plan.split, index, plan.steps, plan.depth, plan.views)
+    return encode_example(droid_features(plan.depth, plan.views), simulate(request, _RENDERER))

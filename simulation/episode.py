@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from . import VIEWS
 from .motion import PERIOD, Motion, Script, perform, prolong, show, write_script
 from .render import Renderer
 from .robot import Arm, load_robot
-from .scene import CAMERAS, Scene, build_scene
+from .scene import Scene, build_scene, seen_cameras
 from .schema import CALIBRATION, DEPTHS, IMAGES
 
 _QUALITY = 95
@@ -23,19 +24,30 @@ ONE_TASK = 64  # steps up to which an episode is one task; longer ones do severa
 
 @dataclass(frozen=True)
 class Request:
-    """Which episode to make: `split` and `index` under `seed`, `steps` steps, with depth or not."""
+    """Which episode to make: `split` and `index` under `seed`, `steps` steps, with depth or not.
+
+    `views` is how many side cameras see it (1 to 3); what happens does not depend on it.
+    """
 
     seed: int
     split: str
     index: int
     steps: int
     depth: bool
+    views: int = VIEWS
 
 
-def generator(request: Request, attempt: int = 0) -> np.random.Generator:
-    """The random numbers of one episode; no two of seed, split, index and attempt share any."""
+def generator(
+    request: Request, attempt: int = 0, spawn: tuple[int, ...] = ()
+) -> np.random.Generator:
+    """The random numbers of one episode; no two of seed, split, index and attempt share any.
+
+    Args:
+        spawn: names a stream of its own beside the episode's (`numpy.random.SeedSequence`).
+    """
     split = zlib.crc32(request.split.encode())
-    return np.random.default_rng([request.seed, split, request.index, attempt])
+    entropy = [request.seed, split, request.index, attempt]
+    return np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=spawn))
 
 
 def simulate(request: Request, renderer: Renderer) -> dict:
@@ -49,13 +61,16 @@ def simulate(request: Request, renderer: Renderer) -> dict:
     scene, arm, script, motion, rng = _stage(request)
     chosen = _choose_steps(rng, len(motion.joints), request.steps)
     renderer.load(scene.model)
-    images: dict[str, list[bytes]] = {key: [] for key in IMAGES.values()}
-    depths: dict[str, list[bytes]] = {key: [] for key in DEPTHS.values()} if request.depth else {}
+    cameras = seen_cameras(request.views)
+    images: dict[str, list[bytes]] = {IMAGES[camera]: [] for camera in cameras}
+    depths: dict[str, list[bytes]] = {}
+    if request.depth:
+        depths = {DEPTHS[camera]: [] for camera in cameras}
     flange, first_poses = [], {}
     for step in chosen:
         show(scene, arm, motion, step)
         flange.append(euler_pose(arm.link8()))
-        for camera in CAMERAS:
+        for camera in cameras:
             rgb, depth = renderer.render(scene.data, camera)
             images[IMAGES[camera]].append(_jpeg(rgb))
             if request.depth:
@@ -70,7 +85,8 @@ def _stage(request: Request) -> tuple[Scene, Arm, Script, Motion, np.random.Gene
     robot = load_robot()
     for attempt in range(_ATTEMPTS):
         rng = generator(request, attempt)
-        scene = build_scene(rng, robot)
+        third = generator(request, attempt, (3,)) if request.views > 2 else None
+        scene = build_scene(rng, robot, third)
         arm = Arm(scene.model, scene.data, robot)
         script = write_script(rng, scene, robot)
         motion = perform(rng, scene, arm, script)
@@ -144,8 +160,9 @@ def _metadata(request: Request, scene: Scene, script: Script, poses: dict[str, n
         "scene_id": f"{request.seed}-{request.split}-{request.index}",
         "task_category": script.category,
     }
-    for camera, key in CALIBRATION.items():
-        metadata[f"extrinsics_{key}"] = euler_pose(poses[camera])
+    for camera, first in poses.items():
+        key = CALIBRATION[camera]
+        metadata[f"extrinsics_{key}"] = euler_pose(first)
         metadata[f"intrinsics_{key}"] = scene.intrinsics(camera)
     return metadata
 

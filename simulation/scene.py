@@ -1,8 +1,9 @@
-"""One random scene: room, table, lights, objects, two side cameras and the hand camera, compiled.
+"""One random scene: room, table, lights, objects, side cameras and the hand camera, compiled.
 
 Camera placements are kept to a moderate range on purpose (one on each side of the robot, 0.6 to
 0.95 m from the workspace, 56 to 70 degrees wide; the hand camera bolted to one place up to 1 cm and
-2 degrees): a model with few parameters can learn them, and its model card must say so.
+2 degrees): a model with few parameters can learn them, and its model card must say so. A third one,
+where it is wanted, is high in front of the robot and looks back at it (see `_front_camera`).
 Coordinates: the robot's base frame, metres, x ahead, y to the robot's left, z up; the table's top
 is at z = 0.
 """
@@ -20,9 +21,8 @@ from .objects import Thing, choose_things
 from .robot import FLANGE, Robot
 
 HEIGHT, WIDTH = 180, 320
-SIDE_CAMERAS = ("exterior_1", "exterior_2")
+SIDE_CAMERAS = ("exterior_1", "exterior_2", "exterior_3")
 HAND_CAMERA = "wrist"
-CAMERAS = (HAND_CAMERA, *SIDE_CAMERAS)
 WORKSPACE = np.array([[0.4, 0.66], [-0.24, 0.24]])  # where objects stand: x and y
 # The hand camera in the tool frame's axes, seen from the flange: behind the hand, so that it looks
 # across the fingers' travel, tilted towards the fingertips.
@@ -59,8 +59,20 @@ class Scene:
         return pose
 
 
-def build_scene(rng: np.random.Generator, robot: Robot) -> Scene:
-    """Draw a scene from `rng` and compile it."""
+def seen_cameras(views: int) -> tuple[str, ...]:
+    """The hand camera and the first `views` side cameras, in the order in which they are shown."""
+    return (HAND_CAMERA, *SIDE_CAMERAS[:views])
+
+
+def build_scene(
+    rng: np.random.Generator, robot: Robot, third: np.random.Generator | None = None
+) -> Scene:
+    """Draw a scene from `rng` and compile it.
+
+    Args:
+        third: draws a third side camera. It is a generator of its own, so that the scene and what
+            happens in it are the same with and without that camera.
+    """
     spec = mujoco.MjSpec()
     spec.compiler.degree = False
     spec.stat.extent, spec.stat.center = 1.0, [0.4, 0.0, 0.1]
@@ -77,6 +89,8 @@ def build_scene(rng: np.random.Generator, robot: Robot) -> Scene:
     for index, (thing, pose) in enumerate(zip(things, poses, strict=True)):
         _thing(spec, rng, index, thing, pose)
     _side_cameras(spec, rng)
+    if third is not None:
+        _front_camera(spec, third)
     model = spec.compile()
     return Scene(model, mujoco.MjData(model), things, poses)
 
@@ -261,16 +275,33 @@ def _thing(spec, rng: np.random.Generator, index: int, thing: Thing, pose: np.nd
 
 
 def _side_cameras(spec, rng: np.random.Generator) -> None:
-    for name, side in zip(SIDE_CAMERAS, (1, -1), strict=True):
+    for name, side in zip(SIDE_CAMERAS[:2], (1, -1), strict=True):
         place = np.array(
             [rng.uniform(0.05, 0.35), side * rng.uniform(0.56, 0.78), rng.uniform(0.38, 0.62)]
         )
-        goal = np.array([rng.uniform(0.42, 0.54), rng.uniform(-0.06, 0.06), rng.uniform(0.1, 0.2)])
-        back = (place - goal) / np.linalg.norm(place - goal)
-        right = np.cross([0, 0, 1.0], back)
-        right /= np.linalg.norm(right)
-        axes = np.stack([right, np.cross(back, right), back], axis=1)
-        roll = Rotation.from_rotvec(back * np.deg2rad(rng.uniform(-3, 3))).as_matrix()
-        camera = spec.worldbody.add_camera(name=name, pos=place)
-        camera.quat = Rotation.from_matrix(roll @ axes).as_quat(scalar_first=True)
-        camera.fovy = _vertical(rng.uniform(56, 70))
+        _still_camera(spec, rng, name, place)
+
+
+def _front_camera(spec, rng: np.random.Generator) -> None:
+    """The third side camera: beyond the workspace and above it, looking back at the robot.
+
+    0.80 to 0.93 m ahead of the base, within 0.15 m of its middle line, 0.65 to 0.85 m above the
+    table: 0.6 to 0.9 m from the workspace. It sees the sides of hand and objects that face away
+    from the robot. The arm does not reach there, and no furniture does: a wall is at least 1.3 m
+    from the room's centre, and what stands by it at most 0.75 m deep.
+    """
+    place = np.array([rng.uniform(0.80, 0.93), rng.uniform(-0.15, 0.15), rng.uniform(0.65, 0.85)])
+    _still_camera(spec, rng, SIDE_CAMERAS[2], place)
+
+
+def _still_camera(spec, rng: np.random.Generator, name: str, place: np.ndarray) -> None:
+    """A camera at `place` that looks at the workspace, nearly upright, 56 to 70 degrees wide."""
+    goal = np.array([rng.uniform(0.42, 0.54), rng.uniform(-0.06, 0.06), rng.uniform(0.1, 0.2)])
+    back = (place - goal) / np.linalg.norm(place - goal)
+    right = np.cross([0, 0, 1.0], back)
+    right /= np.linalg.norm(right)
+    axes = np.stack([right, np.cross(back, right), back], axis=1)
+    roll = Rotation.from_rotvec(back * np.deg2rad(rng.uniform(-3, 3))).as_matrix()
+    camera = spec.worldbody.add_camera(name=name, pos=place)
+    camera.quat = Rotation.from_matrix(roll @ axes).as_quat(scalar_first=True)
+    camera.fovy = _vertical(rng.uniform(56, 70))

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..readers.dataset import Split
 from ..readers.episode import View
+from ..readers.errors import SourceError
 from ..readers.rlds import RldsDataset, RldsRecord, open_rlds
 
 WRIST, ANCHORS = "wrist", ("exterior_1", "exterior_2")
@@ -73,9 +74,16 @@ def recorded_splits(folder: Path) -> Mapping[str, RecordedSplit]:
     """The splits of a simulated corpus (in DROID's schema, as `wristaugment simulate` makes it).
 
     Raises:
-        SourceError: there is no such corpus, or a record is damaged (when it is walked).
+        SourceError: there is no such corpus, it has another number of side views than the new
+            formats take, or a record is damaged (when it is walked).
     """
     dataset = open_rlds(folder, "droid")
+    if (views := len(dataset.profile.anchors)) != len(ANCHORS):
+        raise SourceError(
+            f"has {views} side views, and other formats are made of {len(ANCHORS)}",
+            file=dataset.folder,
+            todo="simulate a corpus without --views",
+        )
     return {split.name: RecordedSplit(dataset, split) for split in dataset.splits}
 
 

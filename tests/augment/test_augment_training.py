@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from wristaugment.augment.corpus import Arrays, build_arrays, require_calibration
+from wristaugment.augment.pipeline import Augmenter
 from wristaugment.augment.recipe import RECIPES
 from wristaugment.augment.train_generation import (
     clip_rows,
     disturb,
+    plain_rows,
     take_clips,
     train_generation,
 )
+from wristaugment.augment.train_generation import validate as validate_generation
 from wristaugment.augment.train_reconstruction import (
     WRIST_GRID,
     correspondences,
@@ -24,6 +27,7 @@ from wristaugment.augment.train_reconstruction import (
     validate,
 )
 from wristaugment.augment.training import Schedule, train
+from wristaugment.models.checkpoints import read_training
 from wristaugment.models.generator import GeneratorConfig
 from wristaugment.models.geometry import transform, unproject
 from wristaugment.readers.episode import Episode, Record, View
@@ -31,6 +35,7 @@ from wristaugment.readers.errors import SourceError
 
 RECIPE = replace(RECIPES["projection"], wrist_size=(24, 40), pixels=42 * 84, clip=4, edge=0.5)
 SIZE = (45, 80)
+SMALL = GeneratorConfig(layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=8, frames=4)
 
 
 def table_view(key: str, pose: np.ndarray, steps: int, depth: bool = True) -> View:
@@ -52,12 +57,11 @@ def table_view(key: str, pose: np.ndarray, steps: int, depth: bool = True) -> Vi
 def episode(looking):
     """Makes episodes."""
 
-    def make(index: int = 0, steps: int = 4, depth: bool = True) -> Episode:
+    def make(index: int = 0, steps: int = 4, depth: bool = True, views: int = 2) -> Episode:
+        places = ([0.4, 0.7, 0.6], [0.4, -0.7, 0.6], [0.9, 0.1, 0.75])[:views]
         anchors = [
-            table_view(
-                f"observation/image_{i}", looking([0.4, side, 0.6], [0.5, 0, 0]), steps, depth
-            )
-            for i, side in enumerate((0.7, -0.7))
+            table_view(f"observation/image_{i}", looking(place, [0.5, 0, 0]), steps, depth)
+            for i, place in enumerate(places)
         ]
         eef = np.tile(np.eye(4), (steps, 1, 1))
         eef[:, :3, 3] = [0.5, 0.02 * index, 0.4]
@@ -149,13 +153,9 @@ def test_generation_learns_the_difference_between_map_and_truth(tmp_path):
         "swept_wrist_pose": np.tile(looking_down, (6, 4, 1, 1)),
         "swept_tool": np.tile(looking_down, (6, 4, 1, 1)),
     }
-    config = GeneratorConfig(
-        layers=1, heads=2, head_dim=16, ffn_dim=32, text_dim=32, detail=8, frames=4
-    )
+    config = SMALL
     schedule = Schedule(steps=60, batch=3, rate=5e-3, warmup=5, save=60, bf16=False, average=0.9)
     train_generation(Arrays(values), schedule, tmp_path, config=config)
-    from wristaugment.augment.train_generation import validate as validate_generation
-
     found = validate_generation(tmp_path / "generation.safetensors", Arrays(values), 0)
     assert found["psnr_steps3"] > found["psnr_map"] + 3
     assert (tmp_path / "mean_wrist.png").exists()
@@ -215,6 +215,82 @@ def test_clips_pair_the_map_with_the_truth(episode):
     assert torch.equal(part.views.depth[0, :, 0], condition.views.depth[0, 1:3, 1])
     assert torch.equal(part.views.wrist_pose[0], condition.views.wrist_pose[0, 1:3])
     assert bytes((condition.text[0, :4] - 1).tolist()) == b"push"
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_both_stages_learn_from_one_view_and_from_three(views, episode, small_vggt, tmp_path):
+    """From rows of the corpus to a generated wrist, with weights that are made on the way."""
+    recipe = replace(RECIPES["nano"], wrist_size=(32, 48), pixels=42 * 84, clip=4, overlap=1)
+    sources = [episode(i, views=views) for i in range(3)]
+    frames = build_arrays(tmp_path / "f", iter(sources), lambda e: frame_rows(e, recipe), 12, {})
+    assert frames["images"].shape[:2] == frames["pose"].shape[:2] == (12, views)
+    batch = take_batch(frames, np.arange(12), torch.Generator().manual_seed(0))
+    centre = -(batch["pose"][..., :3, :3].mT @ batch["pose"][..., :3, 3:])[..., 0]
+    first = set(centre[:, 0, 1].mul(10).round().int().tolist())
+    assert first == {1: {7}, 3: {7, -7, 1}}[views]  # every view comes first now and then
+    schedule = Schedule(steps=2, batch=2, rate=1e-3, warmup=0, save=2, bf16=False)
+    said = {"schedule": schedule, "folder": tmp_path, "source": "tables"}
+    train_reconstruction(frames, config=small_vggt, **said)
+    figures = validate(tmp_path / "reconstruction.safetensors", frames)
+    assert all(np.isfinite(value) for value in figures.values())
+    assert ("camera_deg_rgb" in figures) == (views > 1)  # one view has no other camera
+
+    first_stage = Augmenter(replace(recipe, generator="none"), weights=tmp_path, generator=False)
+    rows = lambda e: clip_rows(e, first_stage, 0)
+    clips = build_arrays(tmp_path / "c", iter(sources), rows, 3, {})
+    assert clips["anchors"].shape[:3] == clips["swept_depth"].shape[:3] == (3, 4, views)
+    condition, _ = take_clips(clips, np.array([0]), list(range(views)))
+    assert condition.views is not None and condition.views.colors.shape[2] == views
+    train_generation(clips, config=SMALL, **said)
+    found = validate_generation(tmp_path / "generation.safetensors", clips, 0)
+    assert all(np.isfinite(value) for value in found.values())
+    augmenter = Augmenter(recipe, weights=tmp_path)
+    # What learnt on some number of views runs on any other.
+    for number in (1, 2, 3):
+        stream = augmenter(episode(7, views=number), seed=0)
+        assert stream.frames.shape == (4, 32, 48, 3) and stream.frames.std() > 0
+    assert stream.valid.any()
+    for stage, count in (("reconstruction", 12), ("generation", 12)):
+        training = read_training(tmp_path / f"{stage}.safetensors")
+        assert training == {
+            "steps": 2, "batch": 2 if stage == "reconstruction" else 8, "frames": count,
+            "episodes": 3, "views": views, "source": "tables",
+        }  # fmt: skip
+
+
+def test_some_steps_see_fewer_views_where_that_is_asked_for(episode, tmp_path, monkeypatch):
+    from wristaugment.augment import train_generation as module
+
+    source = episode(views=3)
+    arrays = Arrays(plain_rows(source, replace(RECIPE, wrist_size=(16, 32))), episodes=1)
+    seen: list[list[int]] = []
+
+    def noted(arrays, index, views, part=slice(None)):
+        seen.append(views)
+        return take_clips(arrays, index, views, part)
+
+    monkeypatch.setattr(module, "take_clips", noted)
+    config = replace(SMALL, without=("map",))
+
+    def learn(name: str, steps: int = 24, **more) -> bytes:
+        seen.clear()
+        schedule = Schedule(steps=steps, batch=1, rate=1e-3, warmup=0, save=steps, bf16=False)
+        path = train_generation(arrays, schedule, tmp_path / name, config=config, **more)
+        return path.read_bytes()
+
+    learn("fewer", fewer=0.5, source="a table")
+    counts = [len(views) for views in seen]
+    assert len(counts) == 24 and set(counts) == {1, 2, 3} and 6 < counts.count(3) < 18
+    assert {view for views in seen if len(views) < 3 for view in views} == {0, 1, 2}
+    assert all(len(set(views)) == len(views) for views in seen)
+    assert read_training(tmp_path / "fewer" / "generation.safetensors")["fewer"] == 0.5
+    learn("always", fewer=1.0)
+    assert max(len(views) for views in seen) == 2
+    # Not asked for, it draws nothing: the weights are those of a training that never heard of it.
+    usual = learn("usual", steps=3)
+    assert [len(views) for views in seen] == [3, 3, 3]
+    assert usual == learn("zero", steps=3, fewer=0.0)
+    assert usual != learn("some", steps=3, fewer=1.0)
 
 
 def test_a_disturbed_pose_is_near_and_rigid():

@@ -93,6 +93,11 @@ def test_stage_two_asks_for_its_cache_and_refuses_that_of_another_recipe(
     assert cli.main(line) == 2
     said = capsys.readouterr().err
     assert "wristaugment cache --recipe paper" in said and said.count("\n") == 1
+    # The views of a store are those that it was made with.
+    views = ["--cache", str(store), "--anchor-keys", "exterior_image_1_left"]
+    assert cli.main([*line, *views]) == 2
+    said = capsys.readouterr().err
+    assert "--anchor-keys" in said and "wristaugment cache" in said
     official = make_weights(tmp_path / "official", "official")
     line[3] = "official"
     capsys.readouterr()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:  # loaded where it is used: --help is to be quick
+    import numpy as np
 
 RUN_AGAIN = "run the same job again into a new --out"
 NOT_BLACK = "a frame marked as not made (not valid, nothing expected of it) is not black"
@@ -19,6 +21,8 @@ def wrong_confidence(confidence: np.ndarray, valid: np.ndarray) -> str | None:
     Raises:
         ValueError: the two differ in length.
     """
+    import numpy as np
+
     if confidence.shape != valid.shape:
         raise ValueError(f"{confidence.shape} confidences of {valid.shape} flags")
     known = confidence[~np.isnan(confidence)]
@@ -32,6 +36,8 @@ def wrong_confidence(confidence: np.ndarray, valid: np.ndarray) -> str | None:
 
 def unmade(valid: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """[T] bool: frames that could not be made: not valid, with a confidence of 0 or none."""
+    import numpy as np
+
     return ~np.asarray(valid, bool) & ~(np.asarray(confidence) > 0)
 
 

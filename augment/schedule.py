@@ -124,7 +124,9 @@ _PIX2PIX = tuple({"average": 0.0, "betas": (0.5, 0.999), "decay": 0.0, "clip": 1
 DEFAULTS: dict[tuple[str, str], Defaults] = {
     ("nano", "reconstruction"): Defaults(2300, 12, 8e-4, source="what the packaged weights had"),
     ("nano", "wrist"): Defaults(800, 12, 8e-4, source="enough for the head to settle"),
-    ("nano", "generation"): Defaults(1000, 2, 8e-4, source="what the packaged weights had"),
+    ("nano", "generation"): Defaults(
+        2700, 2, 8e-4, source="the packaged weights had as many in three runs"
+    ),
     ("nano-no-map", "generation"): Defaults(
         400, 2, 8e-4, source="learns little after: ten minutes on two CPU cores"
     ),

@@ -46,8 +46,10 @@ demo: install
 PEERS := hdf5 lerobot lerobot21 zarr2 rayjob
 BESIDE := hdf5 lerobot lerobot21 rayjob
 
-.PHONY: peers
-peers: $(PEERS:%=.venv-%/.ready) .venv-rlds018/.ready
+.PHONY: peers test-peers
+test-peers: $(PEERS:%=.venv-%/.ready)
+
+peers: test-peers .venv-rlds018/.ready
 
 .venv-%/.ready: tests/peers/%.txt $(VENV)/.test
 	$(PYTHON) -m venv --without-pip .venv-$*
@@ -63,7 +65,7 @@ peers: $(PEERS:%=.venv-%/.ready) .venv-rlds018/.ready
 CLUSTERS := $(patsubst %,tests/jobs/test_jobs_%.py,chaos full_size ray survive train train_full_size)
 ALONE := tests/benchmarks tests/jobs/test_jobs_launch.py
 
-test: install-test $(PEERS:%=.venv-%/.ready)
+test: install-test test-peers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(patsubst %,--ignore=%,$(CLUSTERS) $(ALONE))
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(CLUSTERS)
 	$(BIN)/python -m pytest $(ALONE)

@@ -81,7 +81,7 @@ class Expected:
 
     def __init__(self, least: float | None):
         self.least = least
-        self.frames = self.below = self.known = self.invalid = 0
+        self.frames = self.below = self.known = self.invalid = self.unmade = 0
         self.episodes = self.episodes_below = 0
         self.total = 0.0
 
@@ -90,6 +90,7 @@ class Expected:
         for item in told:
             self.episodes += 1
             self.frames += item["frames"]
+            self.unmade += item["unmade"]
             self.invalid += item["frames"] - round(item["valid"] * item["frames"])
             mean = item.get("confidence")
             if mean is None:
@@ -121,8 +122,8 @@ class Expected:
             f"{self.episodes_below} of {self.episodes} episodes fall below {self.least:g} and are "
             "marked not valid (their pixels stay)"
         ]
-        if unmade := self.invalid - self.below:
-            out.append(f"{unmade} frames could not be made at all and are black")
+        if self.unmade:
+            out.append(f"{self.unmade} frames could not be made at all and are black")
         if self.below and self.invalid >= NEARLY_ALL * self.frames:
             out.append(
                 "nearly all frames fall below it: these data are probably outside of what the "

@@ -331,14 +331,15 @@ class RecordMaker:
 
 
 # Of what `quality` says, what the stream that was written tells again.
-TOLD = ("record", "frames", "valid", "below", "confidence")
+TOLD = ("record", "frames", "valid", "below", "unmade", "confidence")
 
 
 def quality(record, stream: WristStream) -> dict:
     """What the manifest says of one episode; rounded, since it is for people and comparisons.
 
     "confidence" is the mean of the frames that have one, None where none has; "below" counts the
-    frames that were made and are marked as not valid for what is expected of them.
+    frames that are not valid for what is expected of them, "unmade" those that could not be made
+    (of which nothing is expected, where anything is of any).
     """
     frames = len(stream.valid)
     flags = flags_of(stream)
@@ -348,7 +349,8 @@ def quality(record, stream: WristStream) -> dict:
         "record": str(record),
         "frames": frames,
         "valid": round(float(stream.valid.mean()), 4) if frames else 0.0,
-        "below": int(((flags[CONFIDENCE] > 0) & ~flags[VALID]).sum()),
+        "below": int((known & ~flags[VALID]).sum()),
+        "unmade": int((~(flags[CONFIDENCE] > 0) & ~flags[VALID]).sum()),
         "confidence": None if mean is None else round(mean, 4),
         "coverage": round(float(stream.coverage.mean()), 4) if frames else 0.0,
         "notes": {key: str(value) for key, value in stream.notes.items()},

@@ -39,10 +39,11 @@ def test_the_threshold_is_as_asked_or_the_weights_own():
 def test_quality_counts_what_is_below_apart_from_what_was_not_made():
     said = quality(Record("train", 0, 1), stream([1, 0, 0, 1], [0.75, 0.25, NAN, 0.5]))
     assert (said["confidence"], said["below"], said["valid"]) == (0.5, 1, 0.5)
+    assert said["unmade"] == 1
     said = quality(Record("train", 0, 1), stream([1, 0, 0, 1], [0.75, 0.25, 0, 0.6]))
-    assert (said["confidence"], said["below"], said["valid"]) == (0.4, 1, 0.5)
+    assert (said["confidence"], said["below"], said["unmade"]) == (0.4, 2, 1)
     unknown = quality(Record("train", 0, 1), stream([1, 0], None))
-    assert (unknown["confidence"], unknown["below"]) == (None, 0)
+    assert (unknown["confidence"], unknown["below"], unknown["unmade"]) == (None, 0, 1)
 
 
 def told(*episodes, least=0.5):
@@ -62,6 +63,8 @@ def test_the_words_say_how_many_fall_below():
     assert "--min-ssim" in outside.lines()[-1]
     black = told(([0, 0, 1], [0.3, NAN, 0.6])).lines()
     assert "1 frames could not be made" in black[1] and len(black) == 2
+    [line, unmade] = told(([0, 0, 1], [0.3, 0, 0.6])).lines()
+    assert "2 of 3 frames (67%)" in line and "1 frames could not be made" in unmade
     assert "not known" in told(([1, 1], None), least=None).lines()[0]
     assert "nothing was filtered" in told(([1], [0.9]), least=None).lines()[0]
 

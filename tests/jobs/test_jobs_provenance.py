@@ -31,6 +31,7 @@ def test_the_manifest_tells_how_every_episode_was_made(out, lab):
         "frames",
         "valid",
         "below",
+        "unmade",
         "confidence",
         "coverage",
         "notes",

@@ -90,7 +90,7 @@ def test_the_cases_of_the_fit(made):
 
 def test_a_run_has_the_confidence_of_the_weights(made, tmp_path):
     augmenter, episode, _ = made
-    augmenter.recipe = replace(augmenter.recipe, wrist_size=(72, 128))
+    augmenter.recipe = replace(augmenter.recipe, wrist_size=(64, 112))
     stream = augmenter(episode, seed=0)
     assert stream.confidence.dtype == np.float32 and stream.confidence.shape == (3,)
     assert ((stream.confidence > 0) & (stream.confidence < 1)).all()

@@ -196,6 +196,7 @@ class Scorer:
                 todo="compare streams of one length",
             )
         frames = len(made)
+        own = stream is not None and made is stream.frames  # not a baseline that used the stream
         made, truth = made[given:], truth[given:]
         rotation, translation, scale = stream_pose_error(episode, stream)
         values = {
@@ -210,8 +211,8 @@ class Scorer:
         invalid = 0
         if stream is not None:
             invalid = int((~np.asarray(stream.valid[given:], bool)).sum())
-            if stream.joins is not None and made is stream.frames:
-                values["seam"] = assess.seam(made, truth, stream.joins)
+            if stream.joins is not None and own:
+                values["seam"] = assess.seam(made, truth, stream.joins[given:])
             if stream.condition is not None:  # else nothing was projected, and 0 would say so
                 values["coverage"] = float(np.mean(stream.coverage))
             values["invalid"] = invalid / len(made)

@@ -106,6 +106,25 @@ def test_figures_are_those_of_the_metrics(bench):
     np.testing.assert_allclose(scorer.scored[0][1]["anchor"].psnr, assess.psnr(small, truth))
 
 
+def test_seams_are_told_of_what_was_made_in_clips_and_of_nothing_else(bench):
+    episodes, augmenter, make = bench
+    noise = np.random.default_rng(0).integers(0, 9, (4, *SIZE, 3))
+    joins = np.array([False, True, False])
+
+    def in_clips(episode, **options):
+        stream = augmenter(episode, **options)
+        return replace(stream, frames=(stream.frames + noise).astype(np.uint8), joins=joins)
+
+    scorer = make("nano", "projection", "mean")
+    clips = {"fingerprint": {}, "__call__": staticmethod(in_clips)}
+    scorer.augmenter = lambda name: type("Clips", (), clips)()
+    score = scorer(episodes[0]).scores
+    truth = assess.resize_frames(episodes[0].wrist.frames, SIZE)
+    made = (truth.astype(int) + 4 + noise).astype(np.uint8)
+    assert score["nano"].number("seam") == pytest.approx(assess.seam(made, truth, joins))
+    assert np.isnan(score["projection"].number("seam")) and np.isnan(score["mean"].number("seam"))
+
+
 def test_the_first_ways_lead_is_paired_by_episode(bench):
     episodes, _, make = bench
     scorer = make("nano", "mean")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..readers.errors import SourceError
+from ..writers.atomic import write_atomic
 from .assess import resize_frames
 from .evaluate import Result
 
@@ -44,8 +47,9 @@ def write_sheet(path: Path, rows: Sequence[Sequence[tuple[str, np.ndarray]]]) ->
         path: its suffix says the format, as in .png or .jpg.
 
     Raises:
-        ValueError: there is no row, or a suffix that names no format of pictures.
+        ValueError: there is no row. SourceError: a suffix that names no format of pictures.
     """
+    check_name(path)
     if not rows:
         raise ValueError("a contact sheet needs a row")
     names: list[str] = []
@@ -70,6 +74,20 @@ def write_sheet(path: Path, rows: Sequence[Sequence[tuple[str, np.ndarray]]]) ->
         for name, frame in row:
             shown = resize_frames(frame[None], (height, widths[name]))[0]
             sheet.paste(Image.fromarray(shown), (int(lefts[names.index(name)]), top))
+    data = io.BytesIO()
+    sheet.save(data, Image.registered_extensions()[path.suffix.lower()])
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-    return path.stat().st_size
+    write_atomic(path, data.getvalue())
+    return len(data.getvalue())
+
+
+def check_name(path: Path) -> None:
+    """SourceError for a file name that says no format that pictures can be written in."""
+    known = Image.registered_extensions()
+    if known.get(path.suffix.lower()) not in Image.SAVE:
+        raise SourceError(
+            f"{path.suffix or 'a name without a suffix'} is no format of pictures",
+            file=path,
+            key="--picture",
+            todo="name it .png or .jpg",
+        )

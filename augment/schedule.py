@@ -118,7 +118,7 @@ _PAPER = "arXiv 2510.07313, table {}; steps from its hours, warm-up and clip as 
 _OFFICIAL = "the released settings; rate, batch and steps as in the paper"
 
 # Adam as in Isola et al. 2017 (rate 2e-4, beta 0.5, no decay, nothing clipped); they train for
-# epochs. 2,000 steps of 4 are ten minutes on two CPU cores at 128x224.
+# epochs. 2,000 steps of 4 are a quarter of an hour on two CPU cores at 96x176.
 _PIX2PIX = tuple({"average": 0.0, "betas": (0.5, 0.999), "decay": 0.0, "clip": 1e6}.items())
 
 DEFAULTS: dict[tuple[str, str], Defaults] = {
@@ -128,7 +128,7 @@ DEFAULTS: dict[tuple[str, str], Defaults] = {
         2700, 2, 8e-4, source="the packaged weights had as many in three runs"
     ),
     ("nano-no-map", "generation"): Defaults(
-        400, 2, 8e-4, source="learns little after: ten minutes on two CPU cores"
+        400, 2, 8e-4, source="a baseline: ten minutes on two CPU cores"
     ),
     ("pix2pix", "generation"): Defaults(
         2000,
@@ -137,7 +137,7 @@ DEFAULTS: dict[tuple[str, str], Defaults] = {
         warmup=0.0,
         lowest=0.0,
         others=_PIX2PIX,
-        source="arXiv 1611.07004, section 3.3; steps for ten minutes on two CPU cores",
+        source="arXiv 1611.07004, section 3.3; steps for a quarter of an hour on two CPU cores",
     ),
     ("paper", "reconstruction"): Defaults(
         30_000, 4, 2e-5, 3, warmup=0.05, lowest=0.0, others=_STAGE1, source=_PAPER.format(7)

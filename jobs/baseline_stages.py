@@ -14,7 +14,7 @@ from ..augment.recipe import BLIND
 from ..readers.episode import Episode
 from ..readers.errors import SourceError
 from .mirror import release_all
-from .stages import Stage, TrainJob, corpus_in_words
+from .stages import Stage, TrainJob, corpus_in_words, train_on_clips
 
 if TYPE_CHECKING:
     from ..augment.corpus import Arrays
@@ -90,13 +90,18 @@ def _pictures(
     )
 
 
-def _check_pix2pix(job: TrainJob) -> None:
+def _check(job: TrainJob, load: Callable[[Path], object]) -> None:
+    """Refuse a corpus with nothing to learn from, and weights to start from that `load` refuses."""
     for splits in job.parts:
         count_episodes(job, splits)
     if job.initial is not None:
-        from ..augment.direct import load_pix2pix
+        load(job.initial)
 
-        load_pix2pix(job.initial)
+
+def _check_pix2pix(job: TrainJob) -> None:
+    from ..augment.direct import load_pix2pix
+
+    _check(job, load_pix2pix)
 
 
 def _prepare_pix2pix(job: TrainJob, check: Callable[[], None]) -> None:
@@ -144,12 +149,9 @@ def _clips(
 
 
 def _check_blind(job: TrainJob) -> None:
-    for splits in job.parts:
-        count_episodes(job, splits)
-    if job.initial is not None:
-        from ..augment.pipeline import load_generator
+    from ..augment.pipeline import load_generator
 
-        load_generator(job.initial)
+    _check(job, load_generator)
 
 
 def _prepare_blind(job: TrainJob, check: Callable[[], None]) -> None:
@@ -158,24 +160,7 @@ def _prepare_blind(job: TrainJob, check: Callable[[], None]) -> None:
 
 
 def _train_blind(job: TrainJob) -> tuple[Path, dict[str, float]]:
-    from ..augment import parallel
-    from ..augment.train_generation import train_generation, validate
-    from .stages import generator_of
-
-    held = _clips(job, (job.validation,)) if job.validation else None
-    path = train_generation(
-        _clips(job, job.splits),
-        job.schedule,
-        job.out,
-        config=generator_of(job),
-        initial=job.initial,
-        validation=held,
-        file=job.file,
-        source=corpus_in_words(job),
-    )
-    if held is None or parallel.rank() > 0:
-        return path, {}
-    return path, validate(path, held, job.schedule.seed)
+    return train_on_clips(job, lambda splits: _clips(job, splits))
 
 
 def _identity(job: TrainJob, dataset, splits: tuple[str, ...]) -> dict:

@@ -39,7 +39,7 @@ examples:
   an augmented copy that `wristaugment run` has made:
     wristaugment evaluate --dataset droid --data-dir /data --against wrist_image_left --copy OUT
 
-  against the paper's Pix2Pix, which is trained by this command (ten minutes on two cores):
+  against the paper's Pix2Pix, which is trained by this command (a quarter of an hour on two cores):
     wristaugment evaluate --dataset droid --data-dir /data --split test \\
         --against wrist_image_left --recipes nano,pix2pix --json figures.json
 
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from ..augment.evaluate import given_frames
     from ..augment.pairs import open_pairs
-    from ..augment.picture import sheet_row, write_sheet
+    from ..augment.picture import check_name, sheet_row, write_sheet
     from ..augment.scores import GENERAL, METRICS, format_table, unknown
     from .mirror import localise
     from .output import COMPLETE, QUARANTINED, speaker, write_json
@@ -202,6 +202,12 @@ def run(args: argparse.Namespace) -> int:
         wrist_key=args.wrist_key,
         depth=True,
     )
+    if args.picture:
+        check_name(Path(args.picture))
+        if args.picture_episodes < 1:
+            raise SourceError(
+                f"{args.picture_episodes}", key="--picture-episodes", todo="give 1 or more"
+            )
     say = speaker(args.json)
     scorer, missing, fingerprints, looked_in, trained = _scorer(args, pairs, say)
     for why in missing.items():

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..augment.recipe import RECONSTRUCTION, Recipe, get_recipe
 from ..augment.schedule import Schedule
 from ..readers.errors import SourceError
 from ..readers.files import file_sha256
 from .mirror import localise
+
+if TYPE_CHECKING:
+    from ..augment.corpus import Arrays
 
 
 @dataclass(frozen=True)
@@ -300,12 +304,19 @@ def _train_reconstruction(job: TrainJob) -> tuple[Path, dict[str, float]]:
 
 
 def _train_generation(job: TrainJob) -> tuple[Path, dict[str, float]]:
+    return train_on_clips(job, lambda splits: _clips(job, splits))
+
+
+def train_on_clips(
+    job: TrainJob, clips: Callable[[tuple[str, ...]], Arrays]
+) -> tuple[Path, dict[str, float]]:
+    """Train nano's generator on what `clips` gives of splits, as `Stage.train`."""
     from ..augment import parallel
     from ..augment.train_generation import train_generation, validate
 
-    held = _clips(job, (job.validation,)) if job.validation else None
+    held = clips((job.validation,)) if job.validation else None
     path = train_generation(
-        _clips(job, job.splits),
+        clips(job.splits),
         job.schedule,
         job.out,
         config=generator_of(job),

@@ -13,7 +13,7 @@ from .conditioning import AnchorEncoder, ByteTextEncoder, ContextBuilder
 from .flow import make_schedule
 from .geometry import rescale_intrinsics
 from .libraries import WanTransformer3DModel
-from .sweep import CHANNELS, PLANES, TOOL, SweptViews, sweep, tool_planes
+from .sweep import CHANNELS, PLANES, TOOL, SweptViews, moved, sweep, tool_planes
 
 MOUNT = 4  # channels of the learnt picture of what is bolted to the camera
 COARSE = 12  # channels that the transformer gives the convolutions, a value for 4 x 4 pixels
@@ -84,9 +84,7 @@ class Condition:
 
     def to(self, device: torch.device | str) -> Condition:
         """The same on another device."""
-        values: dict[str, Any] = vars(self)
-        moved: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in values.items()}
-        return Condition(**moved)
+        return moved(self, device)
 
     def twice(self) -> Condition:
         """Every clip of the batch two times, without cameras."""

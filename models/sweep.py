@@ -9,7 +9,7 @@ each whether the anchor's own depth lies before or behind it, so that the genera
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,15 @@ WAVES = (0.16, 0.08, 0.04)  # metres: wavelengths that places on the tool's plan
 TOOL = 3 + 4 * len(WAVES)  # channels of `tool_planes`
 NEAR, FAR = 0.03, 2.0  # metres along the optical axis that a surface is looked for in
 SLACK = 0.05  # metres at which the signed distance is 1
+
+
+Record = TypeVar("Record")
+
+
+def moved(record: Record, device: torch.device | str) -> Record:
+    """A dataclass of tensors (or of what has `to`, or None) on another device."""
+    values: dict[str, Any] = vars(record)
+    return type(record)(**{k: v if v is None else v.to(device) for k, v in values.items()})
 
 
 @dataclass
@@ -50,9 +59,7 @@ class SweptViews:
 
     def to(self, device: torch.device | str) -> SweptViews:
         """The same on another device."""
-        values: dict[str, Any] = vars(self)
-        moved: dict[str, Any] = {k: v if v is None else v.to(device) for k, v in values.items()}
-        return SweptViews(**moved)
+        return moved(self, device)
 
 
 def surfaces(wrist_K: Tensor, wrist_pose: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,6 +6,7 @@ FAULTS is JSON; everything in it may be left out:
 
     sleep     seconds that each episode takes; the model sleeps instead of computing
     jitter    up to so many seconds more, drawn anew each time
+    gather    an episode goes on once so many processes are in the log (or after a minute)
     at        {"SHARD/RECORD": "segfault", "abort", "sleep" or "busy"}: what happens there. "busy"
               is a call in C that never returns and holds the GIL
     log       a file that gets a line "SECONDS PID SHARD/RECORD" as an episode begins, by the
@@ -49,6 +50,7 @@ class Model:
         if log := faults.get("log"):
             with open(log, "ab", buffering=0) as file:  # appended in one piece
                 file.write(f"{time.monotonic():.6f} {os.getpid()} {place}\n".encode())
+            gather(log, faults.get("gather", 0))
         harm = faults.get("at", {}).get(place)
         if harm == "segfault":
             import ctypes
@@ -66,6 +68,18 @@ class Model:
         if pause:
             time.sleep(pause)
         return self.inner(episode, **how)
+
+
+def gather(log: str, count: int) -> None:
+    """Wait until the log names `count` processes, a minute at the most."""
+    import time
+    from pathlib import Path
+
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if len({line.split()[1] for line in Path(log).read_text().splitlines()}) >= count:
+            return
+        time.sleep(0.05)
 
 
 class ChaosWork(Work):

@@ -6,6 +6,7 @@ from PIL import Image
 from wristaugment.augment.evaluate import Result
 from wristaugment.augment.picture import GAP, HEADING, sheet_row, write_sheet
 from wristaugment.readers.episode import Episode, Record, View, WristStream
+from wristaugment.readers.errors import SourceError
 
 
 def flat(value: int, steps: int = 3, size: tuple[int, int] = (20, 30)) -> np.ndarray:
@@ -44,3 +45,7 @@ def test_a_sheet_has_every_picture_in_its_place(tmp_path):
 def test_nothing_to_show_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs a row"):
         write_sheet(tmp_path / "a.png", [])
+    for name in ("sheet.foo", "sheet"):
+        with pytest.raises(SourceError, match="no format of pictures"):
+            write_sheet(tmp_path / name, [sheet_row(result(nano=flat(80)))])
+    assert not list(tmp_path.iterdir())

@@ -282,7 +282,9 @@ def test_nano_fills_calvin_s_gripper_camera_from_exact_geometry(datasets, tmp_pa
     assert (manifest["wrist_size"], manifest["made_size"]) == ([84, 84], [96, 96])
     notes = [row["notes"] for row in manifest["records"] if row["record"].startswith("validation")]
     assert notes and all(note["pose"].startswith("measured") for note in notes)
-    assert all(note["geometry"].startswith("depth and cameras of the dataset") for note in notes)
+    why = "recorded: every anchor has depth and calibration"
+    geometry = f"depth and cameras of the dataset ({why})"
+    assert all(note["geometry"] == geometry for note in notes)
     source = open_dataset(made.path)
     copy = open_copy(source, out, size=(84, 84), description="", splits=["validation"])
     copied = opened(copy, source)

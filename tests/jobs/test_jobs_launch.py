@@ -147,16 +147,6 @@ def processes_of(mark: str, *files: str) -> list[int]:
     return found
 
 
-def all_end(mark: str, seconds: float = 30.0) -> bool:
-    """Whether no process with `mark` is left, once those that were told to end have had time."""
-    until = time.monotonic() + seconds
-    while processes_of(mark):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.2)
-    return True
-
-
 def has_pending(process: int, number: signal.Signals) -> bool:
     """Whether a signal waits for a process that is held up."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
@@ -270,14 +260,14 @@ def test_a_ray_cluster_over_slurm_nodes_makes_the_same_tree_and_is_queued_again(
     assert job.returncode == 75, said
     assert log.read_text() == "requeue 4711\n"
     assert 2 < published(out) < 24
-    assert all_end(str(short_folder)), "the cluster was not stopped"
+    assert processes_of(str(short_folder)) == [], "the cluster was not stopped"
     with started(line, env) as job:
         said, _ = job.communicate(timeout=LIMIT)
     assert job.returncode == 0, said
     assert f"{len(network.nodes)} actors" in said  # of one core each: all nodes worked
     assert lab.tree(out) == tree
     assert log.read_text() == "requeue 4711\n"
-    assert all_end(str(short_folder)), "the cluster was not stopped"
+    assert processes_of(str(short_folder)) == [], "the cluster was not stopped"
 
 
 def rayjob_python() -> Path:

@@ -7,7 +7,7 @@ of its training set, the anchor view itself), so that a recipe's figures can be 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,10 @@ BASELINES = {
     "anchor": "the first anchor view, resized",
     "nearest": "the wrist picture of the training frame whose anchor views look most alike",
 }
-# What a recipe can be run with beside its own settings, as in nano+perframe.
-VARIANTS = {"perframe": ("clip=1", "overlap=0")}
+# What a recipe can be run with beside its own settings, as in nano+perframe: each frame made alone,
+# or from pictures alone (`from_pictures`).
+RGB = "rgb"
+VARIANTS: dict[str, tuple[str, ...]] = {"perframe": ("clip=1", "overlap=0"), RGB: ()}
 MEAN_PICTURE = "mean_wrist.png"
 
 
@@ -124,6 +126,12 @@ def run_recipe(runs: str) -> Recipe:
     name, _, variant = runs.partition("+")
     recipe = get_recipe(name)
     return change_recipe(recipe, VARIANTS[variant]) if variant else recipe
+
+
+def from_pictures(episode: Episode) -> Episode:
+    """The episode as a dataset without calibration, poses and depth would have it: RGB and text."""
+    anchors = [replace(view, K=None, pose=None, depth=None) for view in episode.anchors]
+    return replace(episode, anchors=anchors, eef_pose=None, wrist_mount=None, wrist_K=None)
 
 
 def make_frames(

@@ -17,7 +17,7 @@ import numpy as np
 from ..readers.episode import Episode, Record, WristStream, begun
 from ..readers.errors import SourceError
 from . import assess
-from .baselines import BASELINES, Way, make_frames, mean_wrist
+from .baselines import BASELINES, RGB, Way, from_pictures, make_frames, mean_wrist
 from .nearest import Neighbours
 from .recipe import RECIPES
 from .reconstruct import recorded_depth
@@ -169,6 +169,8 @@ class Scorer:
         if way.runs not in self._running:
             self.load()
         seed = record_seed(self.seed, episode.record)
+        if way.variant == RGB:
+            episode = from_pictures(episode)
         return self._running[way.runs](
             episode, seed=seed, pose=way.pose or "auto", geometry=self.geometry
         )

@@ -7,9 +7,10 @@
 The corpus is a simulated one (`make nano` makes it); what is scored is its test split, whose scenes
 no training saw. Parts:
 
-    table       nano, with the measured and the wrist head's pose, against what it must beat: the
-                mean picture, the resized anchor, the nearest training frame, the bare projection,
-                Pix2Pix and its own generator without the projection (both trained here)
+    table       nano, with the measured and the wrist head's pose and from RGB alone, and what it
+                must beat: the mean picture, the resized anchor, the nearest training frame, the
+                bare projection, Pix2Pix and its own generator without the projection (both trained
+                here)
     ablation    the rows of WristWorld's table 4 at nano's size: --ablations has the weights, each
                 trained for the same steps (`make ablations` trains and measures)
     mount       the wrist head's poses against a rigid mount: solved on the validation split, true
@@ -46,6 +47,7 @@ LABELS = {
     "nano": "nano, calibrated cameras, measured wrist pose",
     **BASELINES,
     "nano:head": "nano, calibrated cameras, the wrist head's pose",
+    "nano+rgb": "nano, from RGB alone: no calibration, no end-effector poses",
 }
 MARKS = ("<!-- fidelity: made by `make fidelity` -->", "<!-- fidelity: end -->")
 LONG = {"steps": 200, "episodes": 3, "seed": 7}

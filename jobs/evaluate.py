@@ -17,7 +17,8 @@ nearest pixel), projection-holes (holes black), mean (the mean wrist picture of 
 anchor (the first anchor view, resized), nearest (the wrist picture of the training frame whose
 anchor views look most alike), pix2pix (Isola et al. 2017, from the anchor views alone, frame by
 frame, with no geometry). name:pose runs it with that wrist pose, as in nano:head; nano+perframe
-makes every frame as a clip of its own.
+makes every frame as a clip of its own; nano+rgb is given the pictures and the text alone, as if the
+dataset had no calibration, no end-effector poses and no depth.
 
 pix2pix and nano-no-map (nano's generator without the projection) learn: where --weights does not
 have them, they are trained first, on the episodes that `nearest` looks in and never on one that is

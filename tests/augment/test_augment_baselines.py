@@ -60,8 +60,9 @@ def test_a_recipe_can_be_run_frame_by_frame():
     alone = run_recipe(way.runs)
     assert (alone.name, alone.clip, alone.overlap) == ("nano", 1, 0)
     for wrong in ("nano+other", "nano+", "mean+perframe", "projection+perframe"):
-        with pytest.raises(SourceError, match=r"variant.*perframe"):
+        with pytest.raises(SourceError, match=r"variant.*perframe, rgb"):
             parse_ways([wrong])
+    assert run_recipe("nano+rgb") == RECIPES["nano"]
 
 
 def test_several_poses_run_each_posed_way_with_each():

@@ -147,6 +147,23 @@ def test_one_run_per_recipe_and_pose_with_the_records_seed(bench):
     assert augmenter.calls == [(record, seed, "auto"), (record, seed, "head")]
 
 
+def test_from_rgb_alone_a_recipe_sees_no_camera_no_pose_and_no_depth(bench):
+    episodes, augmenter, make = bench
+    seen = []
+    run = lambda episode, **options: seen.append(episode) or augmenter(episode, **options)
+    scorer = make("nano", "nano+rgb")
+    scorer.augmenter = lambda runs: run
+    run.fingerprint = {}
+    scorer(episodes[1])
+    told, blind = seen
+    assert told.eef_pose is not None and told.wrist_mount is not None
+    assert any(view.K is not None for view in told.anchors)
+    assert blind.eef_pose is blind.wrist_mount is blind.wrist_K is blind.wrist is None
+    assert all(view.K is view.pose is view.depth is None for view in blind.anchors)
+    assert [v.key for v in blind.anchors] == [v.key for v in told.anchors]
+    assert blind.record == told.record and blind.language == told.language
+
+
 def test_pose_error_is_reported_where_it_can_be_known(bench):
     episodes, augmenter, make = bench
     scorer = make("nano", "nano:head", "mean")

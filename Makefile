@@ -78,22 +78,42 @@ lint: install-test
 NANO_DATA := --dataset droid --data-dir $(NANO)/corpus
 TRAIN := $(BIN)/wristaugment train
 
+# How much is simulated and trained: on a GPU a quarter of an hour of training, and longer to prepare
+# what is trained on, by one process; on two CPU cores some five hours in all.
+ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
+EPISODES := 4000
+STAGE1 := --episodes 2400
+STAGE2 :=
+BLIND := --episodes 2000 --steps 1200 --batch 8
+PIX2PIX := --episodes 2000 --steps 4000 --batch 16
+PART := --episodes 2000 --steps 500 --batch 8
+HEAD := --episodes 2000 --steps 500 --batch 64
+else
+EPISODES := 1300
+STAGE1 := --steps 2300 --batch 12
+STAGE2 := --episodes 800 --steps 2700 --batch 2
+BLIND := --episodes 500 --steps 300 --batch 2
+PIX2PIX := --episodes 500 --steps 400 --batch 4
+PART := --episodes 800 --steps 400 --batch 2
+HEAD := --episodes 500 --steps 500 --batch 12
+endif
+
 # The embedded weights, from nothing; every step goes on where it was stopped.
 nano: install-sim
-	$(BIN)/wristaugment simulate --workers $(CORES) --steps 8 --depth --split train --episodes 1300 --shards 26 \
+	$(BIN)/wristaugment simulate --workers $(CORES) --steps 8 --depth --split train --episodes $(EPISODES) --shards 26 \
 	  --out $(NANO)/corpus
 	$(BIN)/wristaugment simulate --workers $(CORES) --steps 8 --depth --split val --episodes 60 --shards 2 \
 	  --out $(NANO)/corpus
 	$(BIN)/wristaugment simulate --workers $(CORES) --steps 8 --depth --split test --episodes 100 --shards 2 \
 	  --out $(NANO)/corpus
-	$(TRAIN) reconstruction $(NANO_DATA) --out $(NANO) --json $(NANO)/reconstruction.json
-	$(TRAIN) generation $(NANO_DATA) --episodes 800 --out $(NANO) --json $(NANO)/generation.json
+	$(TRAIN) reconstruction $(NANO_DATA) $(STAGE1) --out $(NANO) --json $(NANO)/reconstruction.json
+	$(TRAIN) generation $(NANO_DATA) $(STAGE2) --out $(NANO) --json $(NANO)/generation.json
 	$(TRAIN) confidence $(NANO_DATA) --out $(NANO) --json $(NANO)/confidence-fit.json
 
 # What learns and nano is compared with, trained as for the README's table.
 baselines: install-sim
-	$(TRAIN) generation --recipe nano-no-map $(NANO_DATA) --episodes 500 --steps 300 --out $(NANO)
-	$(TRAIN) generation --recipe pix2pix $(NANO_DATA) --episodes 500 --steps 400 --out $(NANO)
+	$(TRAIN) generation --recipe nano-no-map $(NANO_DATA) $(BLIND) --out $(NANO)
+	$(TRAIN) generation --recipe pix2pix $(NANO_DATA) $(PIX2PIX) --out $(NANO)
 
 FIDELITY := $(BIN)/python benchmarks/fidelity.py --corpus $(NANO)/corpus --weights $(NANO) --out $(NANO)/fidelity
 
@@ -103,10 +123,9 @@ ablations: install-sim
 	cp $(NANO)/reconstruction.safetensors $(NANO)/ablation/
 	ln -sfn ../cache $(NANO)/ablation/cache
 	for recipe in nano nano-no-clip nano-no-map; do \
-	  $(TRAIN) generation --recipe $$recipe $(NANO_DATA) --episodes 800 --steps 400 \
-	    --out $(NANO)/ablation || exit; done
+	  $(TRAIN) generation --recipe $$recipe $(NANO_DATA) $(PART) --out $(NANO)/ablation || exit; done
 	for recipe in nano nano-no-spc; do \
-	  $(TRAIN) wrist --recipe $$recipe $(NANO_DATA) --episodes 500 --steps 500 \
+	  $(TRAIN) wrist --recipe $$recipe $(NANO_DATA) $(HEAD) \
 	    --init $(NANO)/reconstruction.safetensors --out $(NANO)/ablation/heads || exit; done
 	cp $(NANO)/ablation/generation.safetensors $(NANO)/ablation/heads/
 	$(FIDELITY) --parts ablation --ablations $(NANO)/ablation --json $(NANO)/ablation.json

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..readers.errors import SourceError
 from ..writers.atomic import publish, staged_name
@@ -63,7 +64,7 @@ class WeightAverage:
 
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
-        self.values = trained_state(network)
+        self._own = self.values = trained_state(network)
         if decay:
             self.values = {
                 k: v.detach().clone() if not v.is_floating_point() else v.detach().float().clone()
@@ -71,16 +72,15 @@ class WeightAverage:
             }
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Take one step's weights in."""
+    def update(self, step: int) -> None:
+        """Take the network's weights after a step in."""
         if not self.decay:
             return
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in trained_state(network).items():
-            if value.is_floating_point():
-                self.values[name].lerp_(value.float(), 1 - decay)
-            else:
-                self.values[name].copy_(value)
+        floats = [name for name, value in self._own.items() if value.is_floating_point()]
+        average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        average([self.values[k] for k in floats], [self._own[k].float() for k in floats], step)
+        for name in self._own.keys() - set(floats):
+            self.values[name].copy_(self._own[name])
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:

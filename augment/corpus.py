@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.lib.format import open_memmap
+from torch import Tensor
 from tqdm import tqdm
 
 from ..readers.episode import Episode
@@ -31,6 +33,51 @@ class Arrays:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.values[name]
+
+    def held(self, device: torch.device | str) -> Held:
+        """What a training draws from: in a GPU's memory where half of what is free there holds it.
+
+        A small network on a large GPU would else wait for the disk and one core.
+        """
+        where = torch.device(device)
+        tensors = {}
+        if where.type == "cuda":
+            free = torch.cuda.mem_get_info(where)[0]
+            if sum(value.nbytes for value in self.values.values()) < free / 2:
+                tensors = {
+                    k: torch.as_tensor(np.array(v)).to(where) for k, v in self.values.items()
+                }
+        return Held(self, where, tensors)
+
+
+@dataclass
+class Held:
+    """Arrays as tensors on a device, a few rows at a time. `tensors` are those that lie there."""
+
+    arrays: Arrays
+    device: torch.device
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all arrays."""
+        return list(self.arrays.values)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of all rows."""
+        return self.arrays[name].shape
+
+    def rows(self, name: str, index: np.ndarray, part: slice | None = None) -> Tensor:
+        """Rows `index` on the device, of each only `part` of its first axis."""
+        if name in self.tensors:
+            found = self.tensors[name][torch.as_tensor(index, device=self.device)]
+            return found if part is None else found[:, part]
+        values = self.arrays[name]
+        found = values[index] if part is None else np.stack([values[i, part] for i in index])
+        return torch.as_tensor(np.ascontiguousarray(found)).to(self.device)
 
 
 def build_arrays(

@@ -15,6 +15,7 @@ from ..models.geometry import (
     calibrated_rays,
     decode_pose,
     encode_pose,
+    exact,
     project,
     rescale_intrinsics,
     rotation_angle,
@@ -28,7 +29,7 @@ from ..models.wrist import WRIST_HEADS
 from ..readers.episode import Episode, View
 from . import parallel
 from .checkpoint import load_trained
-from .corpus import Arrays, require_calibration
+from .corpus import Arrays, Held, require_calibration
 from .recipe import RECONSTRUCTION, Recipe
 from .reconstruct import network_size, resize_frames
 from .training import Schedule, describe, train
@@ -97,17 +98,17 @@ def frame_rows(episode: Episode, recipe: Recipe) -> dict[str, np.ndarray]:
 
 
 def take_batch(
-    arrays: Arrays, index: np.ndarray, generator: torch.Generator | None = None
+    frames: Held, index: np.ndarray, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
     """Rows `index` as float tensors; with a generator, the views of each in a random order."""
     batch = {}
-    views = arrays["images"].shape[1]
+    views = frames.shape("images")[1]
     order = torch.arange(views).expand(len(index), views)
     if generator is not None:
         order = torch.rand(len(index), views, generator=generator).argsort(dim=1)
-    row = torch.arange(len(index))[:, None]
-    for name in arrays.values:
-        value = torch.as_tensor(np.ascontiguousarray(arrays[name][index]))
+    order, row = (x.to(frames.device) for x in (order, torch.arange(len(index))[:, None]))
+    for name in frames.names:
+        value = frames.rows(name, index)
         if name in ("images", "depth", "K", "pose"):
             value = value[row, order]
         batch[name] = value.float()
@@ -120,7 +121,7 @@ def jitter_colors(images: Tensor, generator: torch.Generator) -> Tensor:
     B = len(images)
 
     def draw(*shape: int, low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=generator)
+        return (low + (high - low) * torch.rand(*shape, generator=generator)).to(images.device)
 
     gain = draw(B, 1, 3, 1, 1, low=0.85, high=1.15) * draw(B, 1, 1, 1, 1, low=0.8, high=1.2)
     return (images * gain + draw(B, 1, 1, 1, 1, low=-0.08, high=0.08)).clamp(0, 1)
@@ -142,10 +143,11 @@ def correspondences(batch: dict[str, Tensor], depth: Tensor, confidence_from: fl
     z = batch["wrist_depth"]
     truth = unproject(z, batch["wrist_K"], batch["wrist_pose"]).flatten(1, 2)  # base frame
     M = truth.shape[1]
-    ys, xs = torch.meshgrid(torch.arange(WRIST_GRID[0]), torch.arange(WRIST_GRID[1]), indexing="ij")
+    rows, columns = (torch.arange(n, device=z.device) for n in WRIST_GRID)
+    ys, xs = torch.meshgrid(rows, columns, indexing="ij")
     pixels = torch.stack([xs, ys], -1).flatten(0, 1).float().expand(B, M, 2)
-    points = torch.zeros(B, M, 3)
-    valid = torch.zeros(B, M, dtype=torch.bool)
+    points = z.new_zeros(B, M, 3)
+    valid = torch.zeros(B, M, dtype=torch.bool, device=z.device)
     for s in range(S):
         uv, seen_z = project(truth, batch["K"][:, s], batch["pose"][:, s])
         grid = torch.stack([(uv[..., 0] + 0.5) / w, (uv[..., 1] + 0.5) / h], -1) * 2 - 1
@@ -231,7 +233,7 @@ def stage_losses(
     first = batch["pose"][:, :1]
     relative = batch["pose"] @ torch.linalg.inv(first)
     target = encode_pose(relative, batch["K"], size)
-    camera_loss = torch.zeros(())
+    camera_loss = target.new_zeros(())
     for i, encoding in enumerate(out.cameras):
         weight = 0.6 ** (len(out.cameras) - 1 - i)
         camera_loss = camera_loss + weight * (encoding.float() - target).abs().mean()
@@ -280,6 +282,7 @@ def train_reconstruction(
     validation: Arrays | None = None,
     file: str = RECONSTRUCTION,
     source: str = "",
+    device: str = "cpu",
 ) -> Path:
     """Train stage 1 and write its weights into `folder`.
 
@@ -289,6 +292,7 @@ def train_reconstruction(
         only_wrist: a new wrist head is trained on the features of `initial`, all else stays.
         file: the weights' name; what a training needs to go on lies in a folder of the same name.
         source: what is trained on, in words, for the weights' header; without it they say nothing.
+        device: "cpu" or "cuda".
     """
     torch.manual_seed(schedule.seed)
     network = VGGT(config)
@@ -298,11 +302,14 @@ def train_reconstruction(
     if only_wrist:
         network.requires_grad_(False)
         network.wrist_head = WRIST_HEADS[config.wrist_kind](2 * config.dim, **config.wrist)
+    network.to(device)
+    frames = arrays.held(device)
+    held = None if validation is None else validation.held(device)
     size = (arrays["images"].shape[-2], arrays["images"].shape[-1])
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         index = torch.randint(len(arrays), (schedule.batch,), generator=generator).numpy()
-        batch = take_batch(arrays, np.sort(index), generator)
+        batch = take_batch(frames, np.sort(index), generator)
         images = jitter_colors(batch["images"], generator)
         with_rays = bool(torch.rand((), generator=generator) < rays_share)
         rays = priors = None
@@ -311,15 +318,17 @@ def train_reconstruction(
         out = network(images, rays, priors)
         # Projections mean little until the pose is roughly right: SPC comes in at a fifth of it.
         ramp = min(1.0, max(0.0, 5 * step / schedule.steps - 1))
-        return stage_losses(out, batch, with_rays=with_rays, spc_weight=ramp * spc_weight)
+        with exact():
+            return stage_losses(out, batch, with_rays=with_rays, spc_weight=ramp * spc_weight)
 
     average = train(
         network,
         losses,
         schedule,
         folder / Path(file).stem,
-        validate=None if validation is None else lambda: measure(network, validation),
-        images=None if validation is None else lambda: picture(network, validation),
+        device=device,
+        validate=None if held is None else lambda: measure(network, held),
+        images=None if held is None else lambda: picture(network, held),
     )
     load_trained(network, average.values)
     path = folder / file
@@ -333,14 +342,14 @@ def validate(path: Path, arrays: Arrays, batch: int = 16) -> dict[str, float]:
     """`measure` of a weights file."""
     from .pipeline import load_reconstruction
 
-    return measure(load_reconstruction(path), arrays, batch)
+    return measure(load_reconstruction(path), arrays.held("cpu"), batch)
 
 
 @torch.no_grad()
-def picture(network: VGGT, arrays: Arrays) -> dict[str, np.ndarray]:
+def picture(network: VGGT, frames: Held) -> dict[str, np.ndarray]:
     """The first timestep's views, their true depth and the depth from calibrated rays, in rows."""
-    b = take_batch(arrays, np.arange(1))
-    size = (arrays["images"].shape[-2], arrays["images"].shape[-1])
+    b = take_batch(frames, np.arange(1))
+    size = (b["images"].shape[-2], b["images"].shape[-1])
     out = network(b["images"], *calibrated_rays(b["K"], b["pose"], size, b["tool"]))
     assert out.depth is not None
     far = float(b["depth"].max())
@@ -348,17 +357,18 @@ def picture(network: VGGT, arrays: Arrays) -> dict[str, np.ndarray]:
     rows += [(z[0] / far).clamp(0, 1)[..., None].expand(-1, -1, -1, 3)
              for z in (b["depth"], out.depth)]  # fmt: skip
     tiled = torch.cat([torch.cat(list(row), dim=1) for row in rows])
-    return {"views_truth_made": (tiled * 255).round().to(torch.uint8).numpy()}
+    return {"views_truth_made": (tiled * 255).round().to(torch.uint8).cpu().numpy()}
 
 
 @torch.no_grad()
-def measure(network: VGGT, arrays: Arrays, batch: int = 16) -> dict[str, float]:
+def measure(network: VGGT, frames: Held, batch: int = 16) -> dict[str, float]:
     """What the network reaches on unseen scenes, given calibrated rays and given RGB alone.
 
     Medians: relative depth error, the other cameras' and the wrist's error in degrees and cm; of
     arrays with one view there is no other camera, and no figure for it.
     """
-    size = (arrays["images"].shape[-2], arrays["images"].shape[-1])
+    height, width = frames.shape("images")[-2:]
+    size = (height, width)
     found: dict[str, list[Tensor]] = {}
 
     def note(name: str, value: Tensor) -> None:
@@ -367,9 +377,9 @@ def measure(network: VGGT, arrays: Arrays, batch: int = 16) -> dict[str, float]:
     def centre(pose: Tensor) -> Tensor:
         return -(pose[..., :3, :3].mT @ pose[..., :3, 3:])[..., 0]
 
-    for start in range(0, len(arrays), batch):
-        index = np.arange(start, min(len(arrays), start + batch))
-        b = take_batch(arrays, index)
+    for start in range(0, len(frames), batch):
+        index = np.arange(start, min(len(frames), start + batch))
+        b = take_batch(frames, index)
         inputs = calibrated_rays(b["K"], b["pose"], size, b["tool"])
         truth = b["pose"] @ torch.linalg.inv(b["pose"][:, :1])
         wrist_true = b["wrist_pose"] @ torch.linalg.inv(b["pose"][:, 0])

@@ -179,7 +179,7 @@ def train(
             norms = [nn.utils.clip_grad_norm_(part, most) for part, most in parts]
             if all(torch.isfinite(norm) for norm in norms):
                 optimizer.step()
-                average.update(network, step)
+                average.update(step)
             elif leader:
                 bar.write(f"step {step + 1}: gradients are not finite; it is left out")
             done, last = step + 1, step + 1 == schedule.steps
@@ -235,6 +235,7 @@ def _optimizer(
         lr=schedule.rate,
         weight_decay=schedule.decay,
         betas=schedule.betas,
+        fused=True,  # a small network's step would else be hundreds of launches
     )
 
 

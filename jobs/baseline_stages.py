@@ -177,6 +177,6 @@ def _identity(job: TrainJob, dataset, splits: tuple[str, ...]) -> dict:
 
 
 BASELINE_STAGES: dict[tuple[str, str], Stage] = {
-    (BLIND, "generation"): Stage(_check_blind, _prepare_blind, _train_blind),
+    (BLIND, "generation"): Stage(_check_blind, _prepare_blind, _train_blind, gpus=True),
     ("pix2pix", "generation"): Stage(_check_pix2pix, _prepare_pix2pix, _train_pix2pix, gpus=True),
 }

@@ -212,8 +212,9 @@ def _clips(job: TrainJob, splits: tuple[str, ...], check=_nothing):
         nonlocal augmenter
         if augmenter is None:  # a cache that is there needs none
             from ..augment.pipeline import Augmenter
+            from .cluster import device_here
 
-            augmenter = Augmenter(recipe, weights=job.out)
+            augmenter = Augmenter(recipe, device=device_here("auto"), weights=job.out)
         return clip_rows(episode, augmenter, job.schedule.seed)
 
     return _arrays(job, splits, "clips", rows, identity, clip=job.recipe.clip, check=check)
@@ -297,6 +298,7 @@ def _train_reconstruction(job: TrainJob) -> tuple[Path, dict[str, float]]:
         validation=held,
         file=job.file,
         source=corpus_in_words(job),
+        device=job.device,
     )
     if held is None or parallel.rank() > 0:
         return path, {}
@@ -324,6 +326,7 @@ def train_on_clips(
         validation=held,
         file=job.file,
         source=corpus_in_words(job),
+        device=job.device,
     )
     if held is None or parallel.rank() > 0:
         return path, {}
@@ -333,8 +336,12 @@ def train_on_clips(
 # (the recipe's generator, the stage) -> how it is trained.
 STAGES: dict[tuple[str, str], Stage] = {
     ("wrist-dit", "reconstruction"): Stage(
-        _check_reconstruction, _prepare_reconstruction, _train_reconstruction
+        _check_reconstruction, _prepare_reconstruction, _train_reconstruction, gpus=True
     ),
-    ("wrist-dit", "wrist"): Stage(_check_wrist, _prepare_reconstruction, _train_reconstruction),
-    ("wrist-dit", "generation"): Stage(_check_generation, _prepare_generation, _train_generation),
+    ("wrist-dit", "wrist"): Stage(
+        _check_wrist, _prepare_reconstruction, _train_reconstruction, gpus=True
+    ),
+    ("wrist-dit", "generation"): Stage(
+        _check_generation, _prepare_generation, _train_generation, gpus=True
+    ),
 }

@@ -119,10 +119,11 @@ class Aggregator(nn.Module):
 
     def _tables(self, rows: int, columns: int, views: int, device: torch.device):
         """Rotary tables for one view and for all views together; special tokens sit at 0."""
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        each = (torch.arange(n, device=device) for n in (rows, columns))
+        y, x = torch.meshgrid(*each, indexing="ij")
         patches = torch.stack([y, x], dim=-1).flatten(0, 1) + 1
-        positions = torch.cat([torch.zeros(self.special, 2, dtype=torch.long), patches])
-        cos, sin = rotary_tables(positions.to(device), self.head_dim)
+        positions = torch.cat([patches.new_zeros(self.special, 2), patches])
+        cos, sin = rotary_tables(positions, self.head_dim)
         return (cos, sin), (cos.repeat(views, 1), sin.repeat(views, 1))
 
     def forward(

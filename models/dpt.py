@@ -10,16 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .aggregator import PATCH
+from .geometry import exact
 
 
-def uv_embedding(height: int, width: int, channels: int, aspect: float) -> Tensor:
+def uv_embedding(
+    height: int, width: int, channels: int, aspect: float, device: torch.device | str = "cpu"
+) -> Tensor:
     """[channels, H, W] sines and cosines of a pixel grid whose half diagonal is 1."""
     diagonal = (aspect**2 + 1) ** 0.5
     span_x, span_y = aspect / diagonal, 1 / diagonal
-    x = torch.linspace(-span_x * (width - 1) / width, span_x * (width - 1) / width, width)
-    y = torch.linspace(-span_y * (height - 1) / height, span_y * (height - 1) / height, height)
+
+    def centres(span: float, number: int) -> Tensor:
+        end = span * (number - 1) / number
+        return torch.linspace(-end, end, number, device=device)
+
+    x, y = centres(span_x, width), centres(span_y, height)
     quarter = channels // 4
-    frequency = 100.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    frequency = 100.0 ** -(torch.arange(quarter, dtype=torch.float64, device=device) / quarter)
 
     def waves(values: Tensor) -> Tensor:
         angle = values.double()[:, None] * frequency
@@ -177,7 +184,8 @@ class DPTHead(nn.Module):
     def _with_uv(self, x: Tensor, aspect: float) -> Tensor:
         if not self.uv:
             return x
-        return x + 0.1 * uv_embedding(x.shape[-2], x.shape[-1], x.shape[1], aspect).to(x)
+        channels, height, width = x.shape[1:]
+        return x + 0.1 * uv_embedding(height, width, channels, aspect, x.device).to(x)
 
     def features(self, tokens: dict[int, Tensor], size: tuple[int, int], special: int) -> Tensor:
         """{layer: [B, S, P, dim]} -> [B * S, features or features / 2, H / down, W / down]."""
@@ -232,7 +240,9 @@ class DPTHead(nn.Module):
         x = self.features(tokens, size, special)
         if self.detail is not None and skip is not None:
             x = x + self.detail(skip.flatten(0, 1), x)
-        x = self.scratch.output_conv2(x)
+        with exact():  # the logarithm of a depth, which bfloat16 knows to a few millimetres
+            last: Any = self.scratch.output_conv2
+            x = last(x.to(last[0].weight.dtype))
         return x.permute(0, 2, 3, 1).unflatten(0, (-1, S))
 
 

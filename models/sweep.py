@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import camera_rays, project
+from .geometry import camera_rays, exact, project
 
 # Metres above the robot's base: horizontal planes, on which tables and the tops of things lie.
-HEIGHTS = (0.0, 0.025, 0.05, 0.09, 0.16)
+HEIGHTS = (0.0, 0.015, 0.03, 0.05, 0.075, 0.11, 0.16)
 # Metres before the hand camera: planes parallel to its picture, for what the hand holds.
-DISTANCES = (0.13, 0.18)
+DISTANCES = (0.11, 0.14, 0.18)
 PLANES = len(HEIGHTS) + len(DISTANCES)
 CHANNELS = 4  # red, green, blue, signed distance
 WAVES = (0.16, 0.08, 0.04)  # metres: wavelengths that places on the tool's plane are told in
@@ -85,6 +85,7 @@ def surfaces(wrist_K: Tensor, wrist_pose: Tensor, size: tuple[int, int]) -> Tens
     return centre[:, None, None, None] + z[..., None] * directions[:, None]
 
 
+@exact()
 @torch.no_grad()
 def sweep(views: SweptViews, size: tuple[int, int]) -> Tensor:
     """[B, T, V, PLANES, CHANNELS, H, W]: colours in [-1, 1] and signed distances in [-1, 1].
@@ -98,8 +99,7 @@ def sweep(views: SweptViews, size: tuple[int, int]) -> Tensor:
     N = B * T
     points = points.flatten(1, 3)
     h, w = views.colors.shape[-2:]
-    out = torch.empty(N, V, PLANES, CHANNELS, *size)
-    out = out.to(views.colors.device)
+    out = torch.empty(N, V, PLANES, CHANNELS, *size, device=views.colors.device)
     for v in range(V):
         pixels, z = project(
             points, views.K[:, :, v].flatten(0, 1), views.pose[:, :, v].flatten(0, 1)
@@ -119,6 +119,7 @@ def sweep(views: SweptViews, size: tuple[int, int]) -> Tensor:
     return out.unflatten(0, (B, T))
 
 
+@exact()
 @torch.no_grad()
 def tool_planes(wrist_K: Tensor, wrist_pose: Tensor, tool: Tensor, size: tuple[int, int]) -> Tensor:
     """Where wrist rays meet the plane through the tool that faces the camera: [N, TOOL, H, W].

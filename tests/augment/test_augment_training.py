@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from wristaugment.augment import assess
 from wristaugment.augment.corpus import Arrays, build_arrays, require_calibration
 from wristaugment.augment.pipeline import Augmenter
 from wristaugment.augment.recipe import RECIPES
@@ -12,6 +13,7 @@ from wristaugment.augment.train_generation import (
     clip_rows,
     disturb,
     plain_rows,
+    similarity,
     take_clips,
     train_generation,
 )
@@ -103,8 +105,33 @@ def test_arrays_are_opened_again_and_made_anew_for_another_source(tmp_path):
     assert other["x"][:, 0].tolist() == [7, 7]
 
 
+def test_rows_are_the_same_from_memory_and_from_a_device(frames):
+    index = np.array([5, 0, 5])
+    disk = frames.held("cpu")
+    there = {name: torch.as_tensor(np.array(value)) for name, value in frames.values.items()}
+    device = replace(disk, tensors=there)
+    assert len(device) == 12 and device.names == disk.names and "K" in device.names
+    for name in disk.names:
+        expected = torch.as_tensor(frames[name][index])
+        for held in (disk, device):
+            assert torch.equal(held.rows(name, index), expected)
+            assert torch.equal(held.rows(name, index, slice(0, 1)), expected[:, :1])
+
+
+def test_similarity_is_the_ssim_that_evaluate_reports():
+    rng = np.random.default_rng(3)
+    truth = rng.integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    made = np.clip(truth + rng.normal(0, 30, truth.shape), 0, 255).astype(np.uint8)
+    a, b = (torch.as_tensor(x).permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (made, truth))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = similarity(a, b)
+    assert found.dtype == torch.float32
+    assert abs(float(found) - assess.ssim(made, truth).mean()) < 1e-4
+    assert abs(float(similarity(b, b)) - 1) < 1e-6
+
+
 def test_correspondences_lift_to_the_true_points(frames):
-    batch = take_batch(frames, np.arange(4), torch.Generator().manual_seed(1))
+    batch = take_batch(frames.held("cpu"), np.arange(4), torch.Generator().manual_seed(1))
     points, pixels, valid = correspondences(batch, batch["depth"])
     assert valid.float().mean() > 0.7
     truth = unproject(batch["wrist_depth"], batch["wrist_K"], batch["wrist_pose"]).flatten(1, 2)
@@ -206,9 +233,9 @@ def test_clips_pair_the_map_with_the_truth(episode):
     seen = rows["covered"]
     difference = np.abs(rows["filled"].astype(int) - rows["wrist"])[seen].mean()
     assert seen.mean() > 0.6 and difference < 12
-    condition, truth = take_clips(Arrays(rows), np.array([0]), [1, 0])
+    condition, truth = take_clips(Arrays(rows).held("cpu"), np.array([0]), [1, 0])
     assert truth.shape == (1, 4, 3, 24, 40) and condition.anchors.shape[:3] == (1, 4, 2)
-    part, cut = take_clips(Arrays(rows), np.array([0, 0]), [0], slice(1, 3))
+    part, cut = take_clips(Arrays(rows).held("cpu"), np.array([0, 0]), [0], slice(1, 3))
     assert cut.shape == (2, 2, 3, 24, 40) and torch.equal(cut[1], truth[0, 1:3])
     assert part.gripper.shape == (2, 2) and part.text.shape == (2, 64)
     assert part.views is not None and condition.views is not None
@@ -224,7 +251,7 @@ def test_both_stages_learn_from_one_view_and_from_three(views, episode, small_vg
     sources = [episode(i, views=views) for i in range(3)]
     frames = build_arrays(tmp_path / "f", iter(sources), lambda e: frame_rows(e, recipe), 12, {})
     assert frames["images"].shape[:2] == frames["pose"].shape[:2] == (12, views)
-    batch = take_batch(frames, np.arange(12), torch.Generator().manual_seed(0))
+    batch = take_batch(frames.held("cpu"), np.arange(12), torch.Generator().manual_seed(0))
     centre = -(batch["pose"][..., :3, :3].mT @ batch["pose"][..., :3, 3:])[..., 0]
     first = set(centre[:, 0, 1].mul(10).round().int().tolist())
     assert first == {1: {7}, 3: {7, -7, 1}}[views]  # every view comes first now and then
@@ -239,7 +266,7 @@ def test_both_stages_learn_from_one_view_and_from_three(views, episode, small_vg
     rows = lambda e: clip_rows(e, first_stage, 0)
     clips = build_arrays(tmp_path / "c", iter(sources), rows, 3, {})
     assert clips["anchors"].shape[:3] == clips["swept_depth"].shape[:3] == (3, 4, views)
-    condition, _ = take_clips(clips, np.array([0]), list(range(views)))
+    condition, _ = take_clips(clips.held("cpu"), np.array([0]), list(range(views)))
     assert condition.views is not None and condition.views.colors.shape[2] == views
     train_generation(clips, config=SMALL, **said)
     found = validate_generation(tmp_path / "generation.safetensors", clips, 0)

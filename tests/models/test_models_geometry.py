@@ -100,3 +100,15 @@ def test_the_tool_lies_along_z():
 def test_rotation_angle_in_degrees():
     R = torch.as_tensor(Rotation.from_euler("z", 30, degrees=True).as_matrix()).float()
     assert abs(g.rotation_angle(torch.eye(3), R).item() - 30) < 1e-3
+
+
+def test_geometry_keeps_its_digits_under_autocast():
+    K = torch.tensor([[[[50.0, 0, 20], [0, 50, 15], [0, 0, 1]]]])
+    pose = torch.eye(4).view(1, 1, 4, 4).clone()
+    pose[..., 2, 3] = 1.234567
+    expected = g.calibrated_rays(K, pose, (30, 40))[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (K[0, 0] @ K[0, 0]).dtype == torch.bfloat16
+        assert torch.equal(g.calibrated_rays(K, pose, (30, 40))[0], expected)
+        with g.exact():
+            assert (K[0, 0] @ K[0, 0]).dtype == torch.float32

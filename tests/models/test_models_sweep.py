@@ -70,7 +70,8 @@ def test_on_the_right_plane_every_anchor_shows_what_the_hand_sees(plane):
         signed = found[0, 0, view, : len(HEIGHTS), 3].mean((1, 2))
         assert signed[plane].abs() < 0.01
         # What is assumed above the surface is free, what is assumed below it hidden.
-        assert (signed[plane + 1 :] > 0.3).all() and (signed[:plane] < -0.3).all()
+        # (Neighbouring planes are a quarter of the slack apart at least.)
+        assert (signed[plane + 1 :] > 0.2).all() and (signed[:plane] < -0.2).all()
 
 
 def test_points_lie_on_their_surfaces_and_on_their_rays():

@@ -98,7 +98,7 @@ class Recipe:
     wrist_size: tuple[int, int] = (96, 176)
     multiple: int = 16
     resize: str = "area"
-    pixels: int = 112 * 196
+    pixels: int = 140 * 252
     side: int = 518
     geometry: str = "depth"
     static: bool = True

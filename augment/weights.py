@@ -84,8 +84,8 @@ def _own(
 
 
 _NANO = (
-    _own("reconstruction", 25_436_296, "small VGGT with its wrist head", licence=APACHE),
-    _own("generation", 12_515_280, "small video DiT", licence=APACHE),
+    _own("reconstruction", 25_436_488, "small VGGT with its wrist head", licence=APACHE),
+    _own("generation", 17_525_136, "small video DiT", licence=APACHE),
 )
 _NEEDS: dict[str, tuple[Need, ...]] = {
     "nano": _NANO,

@@ -44,8 +44,8 @@ class GeneratorConfig:
     text_length: int = 64
     frames: int = 16
     views: int = 4
-    detail: int = 48
-    swept: int = 16
+    detail: int = 72
+    swept: int = 24
     mount: tuple[int, int] = (48, 88)
     without: tuple[str, ...] = ()
 
@@ -118,15 +118,16 @@ class Neighbours(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.mix = nn.Conv3d(channels, channels, (3, 1, 1))
+        self.mix = nn.Conv2d(3 * channels, channels, 1)
         nn.init.zeros_(self.mix.weight)
         nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """[B * frames, C, H, W] -> the same shape."""
-        clips = x.unflatten(0, (-1, frames)).transpose(1, 2)
-        padded = torch.cat([clips[:, :, :1], clips, clips[:, :, -1:]], dim=2)
-        return x + self.mix(padded).transpose(1, 2).flatten(0, 1)
+        clips = x.unflatten(0, (-1, frames))
+        before = torch.cat([clips[:, :1], clips[:, :-1]], dim=1).flatten(0, 1)
+        after = torch.cat([clips[:, 1:], clips[:, -1:]], dim=1).flatten(0, 1)
+        return x + self.mix(torch.cat([before, x, after], dim=1))
 
 
 class Detail(nn.Module):
@@ -135,7 +136,7 @@ class Detail(nn.Module):
     A pixel gets a weighted mean of the colours that the condition map and the swept anchors offer
     for it (view synthesis by blending, as in IBRNet, Wang et al. 2021), which keeps print and edges
     that no small network would draw, and a residual. They work on 2 x 2 pixels at a time, and on
-    halves and quarters of that.
+    halves, quarters and eighths of that (a U-Net, Ronneberger et al. 2015).
 
     Args:
         planes: channels known of a full-size pixel; others: channels known of 2 x 2 pixels.
@@ -146,7 +147,7 @@ class Detail(nn.Module):
         super().__init__()
         self.swept = swept
         known = 4 * planes + others
-        half, quarter = width * 4 // 3, 2 * width
+        half, quarter, eighth = width * 4 // 3, 2 * width, width * 8 // 3
         self.look = self.choose = None
         if swept:
             self.look = nn.Sequential(
@@ -161,8 +162,14 @@ class Detail(nn.Module):
         self.middle = Mixed(half)
         self.quarter = nn.Conv2d(half, quarter, 3, stride=2, padding=1)
         self.low = Mixed(quarter)
+        self.eighth = nn.Conv2d(quarter, eighth, 3, stride=2, padding=1)
+        self.lowest = nn.ModuleList([Mixed(eighth), Mixed(eighth)])
+        self.back_quarter = nn.Conv2d(eighth + quarter, quarter, 3, padding=1)
+        self.low_again = Mixed(quarter)
         self.back_half = nn.Conv2d(quarter + half, half, 3, padding=1)
+        self.middle_again = Mixed(half)
         self.back = nn.Conv2d(half + width, width, 3, padding=1)
+        self.finish = nn.Conv2d(width, width, 3, padding=1)
         self.last = nn.Conv2d(width, 4 * 4, 3, padding=1)
         for layer in (self.last, self.choose):
             if layer is not None:
@@ -191,9 +198,16 @@ class Detail(nn.Module):
             pooled = torch.cat([looked.mean(dim=1), looked.amax(dim=1)], dim=1)
         full = F.silu(self.first(torch.cat([known, pooled.to(known.dtype)], dim=1)))
         half = self.middle(F.silu(self.halve(full)), frames)
-        low = self.low(F.silu(self.quarter(half)), frames)
-        half = F.silu(self.back_half(torch.cat([_larger(low, half), half], dim=1)))
+        quarter = self.low(F.silu(self.quarter(half)), frames)
+        low = F.silu(self.eighth(quarter))
+        for block in self.lowest:
+            low = block(low, frames)
+        quarter = F.silu(self.back_quarter(torch.cat([_larger(low, quarter), quarter], dim=1)))
+        quarter = self.low_again(quarter, frames)
+        half = F.silu(self.back_half(torch.cat([_larger(quarter, half), half], dim=1)))
+        half = self.middle_again(half, frames)
         full = F.silu(self.back(torch.cat([_larger(half, full), full], dim=1)))
+        full = full + F.silu(self.finish(full))
         said = F.pixel_shuffle(self.last(full), 2)
         picture = base
         if looked is not None and self.choose is not None and swept is not None:
@@ -208,7 +222,7 @@ class Detail(nn.Module):
         return picture + said[:, :3]
 
 
-STAY = 4.0  # the condition map's logit before training: it has 4/5 of the weight of two anchors
+STAY = 4.0  # the condition map's logit before training: it has 3/4 of the weight of two anchors
 
 
 class Mixed(nn.Module):

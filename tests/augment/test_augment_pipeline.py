@@ -148,8 +148,8 @@ def test_the_median_of_quaternions_is_over_rotations():
 
 
 def test_network_sizes_are_multiples_of_the_patch_in_the_views_shape():
-    assert network_size(180, 320, RECIPES["nano"]) == (112, 196)
-    assert network_size(64, 64, RECIPES["nano"]) == (154, 154)
+    assert network_size(180, 320, RECIPES["nano"]) == (140, 252)
+    assert network_size(64, 64, RECIPES["nano"]) == (182, 182)
     assert network_size(180, 320, RECIPES["paper"]) == (518, 518)
     assert network_size(180, 320, RECIPES["official"]) == (294, 518)
     assert network_size(480, 640, RECIPES["official"]) == (392, 518)

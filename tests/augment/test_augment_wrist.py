@@ -80,7 +80,7 @@ def bare_rows(wrist_episode) -> Arrays:
         ("paper", (180, 320), (518, 518)),
         ("official", (180, 320), (294, 518)),
         ("official", (480, 640), (392, 518)),
-        ("nano", (180, 320), (112, 196)),
+        ("nano", (180, 320), (140, 252)),
     ],
 )
 def test_sizes_follow_the_recipe(name, view, size):

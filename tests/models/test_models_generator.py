@@ -75,7 +75,7 @@ def test_untrained_it_returns_the_condition_map_or_nearly_so(network, condition)
         clip = sample(network, replace(condition, views=None), noise, steps=steps, guidance=2.0)
         torch.testing.assert_close(clip, condition.filled, atol=1e-5, rtol=0)
         clip = sample(network, condition, noise, steps=steps, guidance=1.0)
-        assert 0 < (clip - condition.filled).abs().mean() < 0.25 * condition.filled.abs().mean()
+        assert 0 < (clip - condition.filled).abs().mean() < 0.33 * condition.filled.abs().mean()
 
 
 def test_every_input_reaches_the_output(network, condition):

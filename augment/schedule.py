@@ -121,13 +121,14 @@ _OFFICIAL = "the released settings; rate, batch and steps as in the paper"
 # epochs. 2,000 steps of 4 are a quarter of an hour on two CPU cores at 96x176.
 _PIX2PIX = tuple({"average": 0.0, "betas": (0.5, 0.999), "decay": 0.0, "clip": 1e6}.items())
 
+_NANO: dict[str, Any] = {"warmup": 100, "others": (("average", 0.998),)}
+
 DEFAULTS: dict[tuple[str, str], Defaults] = {
     ("nano", "reconstruction"): Defaults(
         2400,
         80,
         8e-4,
-        warmup=100,
-        others=(("average", 0.998),),
+        **_NANO,
         source="what the packaged weights had on a GPU; on two CPU cores give --steps 2300 "
         "--batch 12 and an hour and a half",
     ),
@@ -136,8 +137,7 @@ DEFAULTS: dict[tuple[str, str], Defaults] = {
         4800,
         16,
         1e-3,
-        warmup=100,
-        others=(("average", 0.998),),
+        **_NANO,
         source="what the packaged weights had on a GPU; on two CPU cores give --steps 2700 "
         "--batch 2 and an hour",
     ),

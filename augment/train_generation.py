@@ -50,7 +50,8 @@ def clip_rows(episode: Episode, augmenter: Augmenter, seed: int) -> dict[str, np
     """
     recipe = augmenter.recipe
     rng = np.random.default_rng([seed, episode.record.shard, episode.record.index])
-    geometry = augmenter.reconstruct(episode)
+    # Recorded depth, where there is some, is better than what the generator will be given.
+    geometry = augmenter.reconstruct(episode, geometry="predicted")
     if rng.random() < 1 / 6:
         poses = disturb(geometry.wrist_pose, rng, degrees=0.6, metres=0.003)
         geometry = replace(geometry, wrist_pose=poses)

@@ -215,7 +215,8 @@ def test_clips_pair_the_map_with_the_truth(episode):
         recipe = RECIPE
         device = "cpu"
 
-        def reconstruct(self, e):
+        def reconstruct(self, e, *, geometry):
+            assert geometry == "predicted" and e.anchors[0].depth is not None
             K = torch.as_tensor(np.stack([v.K for v in e.anchors])).float()
             pose = torch.as_tensor(np.stack([v.pose for v in e.anchors])).float()
             depth = torch.as_tensor(np.stack([v.depth for v in e.anchors], 1))

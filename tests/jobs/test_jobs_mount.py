@@ -24,20 +24,17 @@ def calibrated(tmp_path):
     return tmp_path / "true.json"
 
 
-def test_a_mount_is_refused_where_the_motions_do_not_tell_it_and_else_said_how_well(
-    tmp_path, capsys, monkeypatch
-):
+def test_two_episodes_do_not_tell_the_mount_and_four_say_how_well(tmp_path, capsys, monkeypatch):
     out, figures = tmp_path / "mount.json", tmp_path / "figures.json"
     command = ["mount", *SOURCE, "--out", str(out), "--json", str(figures)]
-    monkeypatch.setattr(rigid_mount, "MAX_ROTATION", 0.1)
-    assert cli.main(command) == 2
-    assert "4 episodes: the motions do not tell the mount" in capsys.readouterr().err
+    assert cli.main([*command, "--episodes", "2"]) == 2
+    assert "2 episodes: the motions do not tell the mount" in capsys.readouterr().err
     assert not out.exists()
-    monkeypatch.setattr(rigid_mount, "MAX_ROTATION", 90.0)
+    monkeypatch.setattr(rigid_mount, "MAX_ROTATION", 90.0)  # four are near the limit
     monkeypatch.setattr(rigid_mount, "MAX_OFFSET", 1.0)
     assert cli.main(command) == 0
     said = json.loads(figures.read_text())
-    assert said["episodes"] == said["told"] == 4 and said["rotation_error_deg"] > 0.1
+    assert said["episodes"] == said["told"] == 4 and 4 < said["rotation_error_deg"] < 6
     np.testing.assert_allclose(read_mount(out), said["mount"], atol=1e-8)
     compared = said["against_calibration"]
     assert compared["episodes"] == 4 and compared["head"]["rotation_deg"] > 1

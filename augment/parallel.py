@@ -11,6 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Its functions have the world's process group as a default, taken when it is first imported. An
+# optimizer imports it: after the group was made, that keeps the group and its threads beyond
+# destroy_process_group, and a thread that is left when Python ends may abort the process.
+import torch.distributed.nn
 from torch import Tensor, nn
 
 _BUCKET = 16 * 2**20  # elements

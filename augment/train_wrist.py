@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..models.checkpoints import mismatch, read_config, save_weights
 from ..models.correspond import correspond, read_heads
 from ..models.errors import WeightsError
-from ..models.geometry import decode_pose, project, rescale_intrinsics, rotation_angle
+from ..models.geometry import decode_pose, exact, project, rescale_intrinsics, rotation_angle
 from ..models.vggt import VGGT
 from ..models.wrist import WRIST_HEADS
 from ..readers.episode import Episode
@@ -175,7 +175,7 @@ def observe(base: VGGT, batch: Batch, settings: WristSettings):
     tokens = base.aggregate(anchors)
     geometry = read_heads(base, anchors, tokens, sorted(heads))
     cameras = None if geometry.cameras is None else geometry.cameras[-1]
-    with torch.autocast(anchors.device.type, enabled=False):
+    with exact():
         scale = network_scale(cameras, batch["pose"], settings.metric)
         K = pose = None
         if settings.matching.known_cameras and cameras is not None:

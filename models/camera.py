@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .geometry import exact
 from .layers import Block, Mlp
 
 POSE = 9  # absT_quaR_FoV: translation 3, quaternion x y z w, field of view high and wide
@@ -35,7 +36,7 @@ class PoseRefiner(nn.Module):
         In the precision of the weights, autocast or not: in bfloat16 half a metre is known to
         2 mm, and four steps add up.
         """
-        with torch.autocast(tokens.device.type, enabled=False):
+        with exact():
             return self._refine(tokens.to(self.embed_pose.weight.dtype))
 
     def _refine(self, tokens: Tensor) -> Tensor:

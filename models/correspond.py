@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .geometry import decode_pose, pixel_grid, unproject
+from .geometry import decode_pose, exact, pixel_grid, unproject
 from .track import sample
 from .vggt import VGGT, Geometry
 
@@ -136,7 +136,7 @@ def read_heads(
     """
     parts = [part for name in heads if (part := getattr(network, f"{name}_head")) is not None]
     dtype = next(parts[0].parameters()).dtype if parts else images.dtype
-    with torch.autocast(images.device.type, enabled=False):
+    with exact():
         whole = {layer: value.to(dtype) for layer, value in tokens.items()}
         return network.read(whole, images, query_points=query_points, heads=heads)
 
@@ -184,7 +184,7 @@ def anchor_points(
         assert geometry.points is not None
         return geometry.points
     assert geometry.depth is not None and geometry.cameras is not None
-    with torch.autocast(geometry.depth.device.type, enabled=False):
+    with exact():
         cameras = decode_pose(geometry.cameras[-1].float(), size)
         if matching.known_cameras and K is not None and pose is not None:
             cameras = pose.float(), K.float()
@@ -204,7 +204,7 @@ def lift(points: Tensor, matches: Matches, choose: str = "all") -> Correspondenc
     B, S = kept.shape[:2]
     # Where a track is not kept its place may be anything, and is read nowhere in particular.
     places = torch.where(kept[..., None], matches.places, 0.0).float()
-    with torch.autocast(points.device.type, enabled=False):
+    with exact():
         maps = points.float().movedim(-1, 2).flatten(0, 1)
         read = sample(maps, places.flatten(0, 1)[:, :, None], "border")
     read = read[..., 0].mT.unflatten(0, (B, S))  # [B, S, N, 3]

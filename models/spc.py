@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import transform
+from .geometry import exact, transform
 
 FORMS = ("scaled", "paper", "official")
 
@@ -70,7 +70,7 @@ def spc_loss(
     """
     if form not in FORMS:
         raise ValueError(f"the SPC loss has the forms {', '.join(FORMS)}; found {form}")
-    with torch.autocast(points.device.type, enabled=False):
+    with exact():
         full = torch.promote_types(torch.promote_types(points.dtype, pose.dtype), torch.float32)
         points, pixels, K, pose = (x.to(full) for x in (points, pixels, K, pose))
         # A correspondence that is not counted may be anything; set to zero it cannot leak a NaN

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dpt import DPTHead
+from .geometry import exact
 from .layers import Mlp
 
 EXTENT = 518.0  # the side of the public network's training images; flows are also given over it
@@ -317,7 +318,7 @@ class TrackHead(nn.Module):
             )
         maps = self.feature_extractor.features(tokens, size, special).unflatten(0, (B, S))
         # Pixels need all their digits, and the embedding of flows turns fast: no autocast here.
-        with torch.autocast(maps.device.type, enabled=False):
+        with exact():
             maps = maps.to(self.tracker.query_ref_token.dtype)
             tracks, visible, sure = self.tracker(maps, queries.float() / self.down)
         return tracks * self.down, visible, sure

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .camera import POSE, PoseRefiner
+from .geometry import exact
 from .layers import Mlp
 
 
@@ -59,7 +60,7 @@ class WristHead(nn.Module):
         if self.decoder.norm is not None:
             x = self.decoder.norm(x)
         # The sum over all queries is kept whole: in bfloat16 it is good to a few millimetres.
-        with torch.autocast(x.device.type, enabled=False):
+        with exact():
             moved = self.pose(x.flatten(1).to(self.pose.weight.dtype))
         # So many inputs move the pose by decimetres in one optimizer step; a tenth keeps it calm.
         raw = self.start + 0.1 * moved.float()

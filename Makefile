@@ -132,7 +132,7 @@ ablations: install-sim
 
 # The table and the picture that the README shows of nano, and every bound (after `make nano baselines`).
 fidelity: install-sim
-	$(FIDELITY) --parts table,confidence,mount,temporal --json $(NANO)/fidelity.json \
+	$(FIDELITY) --parts table,views,confidence,mount,temporal --json $(NANO)/fidelity.json \
 	  --readme README.md --picture docs/nano.jpg
 
 # The embedded sample: a dozen held-out episodes with scenes that no other split has.

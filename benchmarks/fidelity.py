@@ -1,7 +1,7 @@
 """How good nano is: everything that the README says of it, measured by one command.
 
     python benchmarks/fidelity.py --corpus runs/nano/corpus --weights runs/nano [--episodes N]
-        [--parts table,confidence,mount,temporal] [--out runs/nano/fidelity] [--json FILE]
+        [--parts table,views,confidence,mount,temporal] [--out runs/nano/fidelity] [--json FILE]
         [--readme README.md] [--picture docs/nano.jpg]
 
 The corpus is a simulated one (`make nano` makes it); what is scored is its test split, whose scenes
@@ -13,6 +13,7 @@ no training saw. Parts:
                 here)
     ablation    the rows of WristWorld's table 4 at nano's size: --ablations has the weights, each
                 trained for the same steps (`make ablations` trains and measures)
+    views       nano with one anchor and with three, where it learnt with two (zero-shot)
     mount       the wrist head's poses against a rigid mount: solved on the validation split, true
     confidence  how well wrist_confidence ranks frames, and what the best half gains
     temporal    flicker against the same weights frame by frame, and seams where clips meet, on
@@ -50,6 +51,7 @@ LABELS = {
     "nano+rgb": "nano, from RGB alone: no calibration, no end-effector poses",
 }
 MARKS = ("<!-- fidelity: made by `make fidelity` -->", "<!-- fidelity: end -->")
+STEPS = 8  # of an episode of the corpus that `make nano` simulates
 LONG = {"steps": 200, "episodes": 3, "seed": 7}
 
 
@@ -143,6 +145,24 @@ def ablation(bench: Bench) -> None:
             print("    ", way.ljust(16), *cells, flush=True)
 
 
+def views(bench: Bench) -> None:
+    """One anchor, and three, where the weights learnt with two; of the same scenes."""
+    three = bench.out / "three"
+    words = ["--views", "3", "--episodes", str(bench.args.episodes), "--steps", str(STEPS)]
+    bench.wristaugment("simulate", *words, "--split", "test", "--shards", "1", "--out", three)
+    cases = {"1": ["1"], "2": ["2"], "1, 2, 3": ["1", "2", "3"]}
+    bench.results["views"] = {}
+    for name, numbers in cases.items():
+        keys = [f"observation/exterior_image_{number}_left" for number in numbers]
+        words = ["--anchor-keys", *keys, "--recipes", "nano,projection"]
+        report = bench.evaluate(f"views-{'-'.join(numbers)}", *words, corpus=three)
+        bench.results["views"][name] = report
+        for way in report["recipes"]:
+            cells = ("{mean:.3f} [{low:.3f}, {high:.3f}]".format(**figure(report, way, metric))
+                     for metric in ("psnr", "ssim", "coverage"))  # fmt: skip
+            print("    ", f"{way}, anchors {name}".ljust(30), *cells, flush=True)
+
+
 def mount(bench: Bench) -> None:
     """The wrist head against a rigid mount."""
     path = bench.out / "mount.json"
@@ -195,6 +215,7 @@ def temporal(bench: Bench) -> None:
 PARTS: dict[str, Callable[[Bench], None]] = {
     "table": table,
     "ablation": ablation,
+    "views": views,
     "mount": mount,
     "confidence": confidence,
     "temporal": temporal,
@@ -233,7 +254,7 @@ def main() -> int:
     parser.add_argument("--weights", required=True, type=Path)
     parser.add_argument("--ablations", type=Path, help="weights of equal training")
     parser.add_argument("--episodes", type=int, default=60, help="of the test split")
-    parser.add_argument("--parts", default="table,confidence,mount,temporal")
+    parser.add_argument("--parts", default="table,views,confidence,mount,temporal")
     parser.add_argument("--out", default="runs/nano/fidelity")
     parser.add_argument("--picture")
     parser.add_argument("--readme", type=Path)

@@ -64,6 +64,27 @@ def test_confidence_and_time_have_their_bounds(fidelity, tmp_path):
     assert [check["holds"] for check in made.checks] == [False, True]
 
 
+def test_one_and_three_anchors_are_those_of_the_same_scenes(fidelity, tmp_path, capsys):
+    row = {metric: around(0.5, 0.1) for metric in ("psnr", "ssim", "coverage")}
+    tree = {"recipes": {"nano": row, "projection": row}}
+    reports = {f"views-{name}": tree for name in ("1", "2", "1-2-3")}
+    made = bench(fidelity, tmp_path, **reports)
+    called = []
+    made.wristaugment = lambda *words: called.append([str(word) for word in words])
+    fidelity.views(made)
+    [words] = called
+    assert words[0] == "simulate" and " ".join(words).count("--views 3") == 1
+    assert "--split test" in " ".join(words) and "--episodes 5" in " ".join(words)
+    assert list(made.results["views"]) == ["1", "2", "1, 2, 3"]
+    assert "0.500 [0.400, 0.600]" in capsys.readouterr().out
+    # Without the reports every case is measured with its own anchors.
+    (tmp_path / "views-1-2-3.json").unlink()
+    (tmp_path / "views-1-2-3.partial").write_text(json.dumps(tree))
+    fidelity.views(made)
+    keys = [word for word in called[-1] if word.startswith("observation/exterior")]
+    assert keys == [f"observation/exterior_image_{n}_left" for n in (1, 2, 3)]
+
+
 def test_the_table_stands_between_its_marks_and_nothing_else_changes(fidelity, tmp_path):
     path = tmp_path / "README.md"
     first, last = fidelity.MARKS

@@ -273,9 +273,8 @@ def train_generation(
         # al. 2017, "Loss functions for image restoration with neural networks").
         unlike = 1 - similarity(clean.flatten(0, 1), truth.flatten(0, 1))
         loss = squared + 0.2 * absolute + 0.2 * (dx + dy) + 0.1 * unlike
-        if (
-            frames > 1
-        ):  # and an error that stays where it is flickers less than one that comes and goes
+        # And an error that stays where it is flickers less than one that comes and goes.
+        if frames > 1:
             loss = loss + 0.2 * (clean.diff(dim=1) - truth.diff(dim=1)).abs().mean()
         base = F.mse_loss(condition.filled, truth)
         return {

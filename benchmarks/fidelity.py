@@ -31,7 +31,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,6 @@ LABELS = {
     "nano+rgb": "nano, from RGB alone: no calibration, no end-effector poses",
 }
 MARKS = ("<!-- fidelity: made by `make fidelity` -->", "<!-- fidelity: end -->")
-STEPS = 8  # of an episode of the corpus that `make nano` simulates
 LONG = {"steps": 200, "episodes": 3, "seed": 7}
 
 
@@ -106,6 +105,14 @@ def figure(report: dict, way: str, metric: str) -> dict[str, float]:
     return found
 
 
+def print_rows(report: dict, metrics: Sequence[str], where: str = "") -> None:
+    """A line a way, with its intervals."""
+    for way in report["recipes"]:
+        row = [figure(report, way, metric) for metric in metrics]
+        cells = ("{mean:.3f} [{low:.3f}, {high:.3f}]".format(**cell) for cell in row)
+        print("    ", f"{way}{where}".ljust(30), *cells, flush=True)
+
+
 def table(bench: Bench) -> None:
     """nano against all that is simpler."""
     words = ["--recipes", ",".join(LABELS), "--train-episodes", "800"]
@@ -139,17 +146,16 @@ def ablation(bench: Bench) -> None:
     heads = bench.evaluate("ablation-spc", *ways, "--pose", "head")
     bench.results["ablation"] = {"generators": generators, "heads": heads}
     for report in (generators, heads):
-        for way in report["recipes"]:
-            row = [figure(report, way, metric) for metric in ("psnr", "ssim")]
-            cells = ("{mean:.3f} [{low:.3f}, {high:.3f}]".format(**cell) for cell in row)
-            print("    ", way.ljust(16), *cells, flush=True)
+        print_rows(report, ("psnr", "ssim"))
 
 
 def views(bench: Bench) -> None:
     """One anchor, and three, where the weights learnt with two; of the same scenes."""
     three = bench.out / "three"
-    words = ["--views", "3", "--episodes", str(bench.args.episodes), "--steps", str(STEPS)]
-    bench.wristaugment("simulate", *words, "--split", "test", "--shards", "1", "--out", three)
+    corpus = simulated_test(bench.args.corpus)
+    words = ["--views", "3", "--episodes", str(bench.args.episodes), "--split", "test"]
+    words += ["--steps", str(corpus["steps"]), "--seed", str(corpus["seed"])]
+    bench.wristaugment("simulate", *words, "--shards", "1", "--out", three)
     cases = {"1": ["1"], "2": ["2"], "1, 2, 3": ["1", "2", "3"]}
     bench.results["views"] = {}
     for name, numbers in cases.items():
@@ -157,10 +163,15 @@ def views(bench: Bench) -> None:
         words = ["--anchor-keys", *keys, "--recipes", "nano,projection"]
         report = bench.evaluate(f"views-{'-'.join(numbers)}", *words, corpus=three)
         bench.results["views"][name] = report
-        for way in report["recipes"]:
-            cells = ("{mean:.3f} [{low:.3f}, {high:.3f}]".format(**figure(report, way, metric))
-                     for metric in ("psnr", "ssim", "coverage"))  # fmt: skip
-            print("    ", f"{way}, anchors {name}".ljust(30), *cells, flush=True)
+        print_rows(report, ("psnr", "ssim", "coverage"), f", anchors {name}")
+
+
+def simulated_test(corpus: Path) -> dict[str, int]:
+    """What was simulated as a corpus's test split, so that its scenes can be made again."""
+    found = next(corpus.glob("*/*/simulate.json"), None)
+    if found is None:
+        raise SystemExit(f"{corpus} has no simulate.json; give --corpus what `make nano` simulates")
+    return json.loads(found.read_text())["splits"]["test"]
 
 
 def mount(bench: Bench) -> None:

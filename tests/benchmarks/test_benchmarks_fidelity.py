@@ -69,10 +69,17 @@ def test_one_and_three_anchors_are_those_of_the_same_scenes(fidelity, tmp_path, 
     tree = {"recipes": {"nano": row, "projection": row}}
     reports = {f"views-{name}": tree for name in ("1", "2", "1-2-3")}
     made = bench(fidelity, tmp_path, **reports)
+    made.args.corpus = tmp_path / "corpus"
     called = []
     made.wristaugment = lambda *words: called.append([str(word) for word in words])
+    with pytest.raises(SystemExit, match=r"has no simulate\.json"):
+        fidelity.views(made)
+    told = made.args.corpus / "droid_101" / "1.0.1" / "simulate.json"
+    told.parent.mkdir(parents=True)
+    told.write_text(json.dumps({"splits": {"test": {"steps": 9, "seed": 4}}}))
     fidelity.views(made)
     [words] = called
+    assert "--steps 9" in " ".join(words) and "--seed 4" in " ".join(words)
     assert words[0] == "simulate" and " ".join(words).count("--views 3") == 1
     assert "--split test" in " ".join(words) and "--episodes 5" in " ".join(words)
     assert list(made.results["views"]) == ["1", "2", "1, 2, 3"]
